@@ -16,7 +16,9 @@ from meshnode.base.addr import IP, Endpoint, Prefix, RegionId
 from meshnode.base.keys import DiscoPublic, MachinePublic, NodePublic
 from meshnode.base.units import Unix
 
-_EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+def _nothing() -> MappingProxyType[Any, Any]:
+    return MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Node:
     endpoints: tuple[Endpoint, ...]
     home: RegionId
     """Relay region where it can always be reached; 0: unknown."""
-    hostinfo: Mapping[str, Any] = field(default=_EMPTY, hash=False, compare=True)
+    hostinfo: Mapping[str, Any] = field(default_factory=_nothing, hash=False)
     tags: tuple[str, ...] = ()
     routes: tuple[Prefix, ...] = ()
     """Subnet routes it currently serves."""
@@ -51,7 +53,7 @@ class Node:
     """None: never."""
     expired: bool = False
     authorized: bool = True
-    caps: Mapping[str, tuple[Any, ...]] = field(default=_EMPTY, hash=False)
+    caps: Mapping[str, tuple[Any, ...]] = field(default_factory=_nothing, hash=False)
     """Capability name → values; membership is the signal, not truth."""
     wireguard_only: bool = False
     jailed: bool = False
@@ -123,8 +125,8 @@ class RelayRegion:
 class RelayMap:
     """Every relay region of the tailnet."""
 
-    regions: Mapping[RegionId, RelayRegion] = field(default_factory=lambda: MappingProxyType({}), hash=False)
-    scores: Mapping[RegionId, float] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    regions: Mapping[RegionId, RelayRegion] = field(default_factory=_nothing, hash=False)
+    scores: Mapping[RegionId, float] = field(default_factory=_nothing, hash=False)
     """Multipliers of measured latency; absent means 1."""
 
 
@@ -145,7 +147,7 @@ class DnsConfig:
     domains: tuple[str, ...] = ()
     resolvers: tuple[Resolver, ...] = ()
     fallback: tuple[Resolver, ...] = ()
-    routes: Mapping[str, tuple[Resolver, ...]] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    routes: Mapping[str, tuple[Resolver, ...]] = field(default_factory=_nothing, hash=False)
     """Suffix → resolvers; an empty tuple means: answer here."""
     extra: tuple[tuple[str, IP], ...] = ()
     """Extra records: (lower-case name without dot, address)."""
