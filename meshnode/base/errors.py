@@ -6,7 +6,6 @@ token. `exit_code` is what a command ends with; docs/reference/errors.md lists t
 
 from __future__ import annotations
 
-
 from collections.abc import Sequence
 from typing import ClassVar
 

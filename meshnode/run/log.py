@@ -57,7 +57,7 @@ class _Sink:
         wall = time.time()
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(wall)) + f".{int(wall * 1000) % 1000:03d}Z"
         if self.as_json:
-            record = {"time": stamp, "level": level, "room": room, "message": redact(sentence)}
+            record: dict[str, Any] = {"time": stamp, "level": level, "room": room, "message": redact(sentence)}
             record |= {k: redact(str(v)) if not isinstance(v, int | float | bool) else v for k, v in fields.items()}
             line = json.dumps(record, ensure_ascii=False)
         else:

@@ -1,0 +1,1 @@
+"""meshnode: a member of a Tailscale-compatible network inside one Python process."""
