@@ -1,0 +1,1 @@
+"""The scenarios: what has to hold against real peers. `pytest interop` runs them all."""
