@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -222,6 +223,8 @@ class Lab:
         self.number = next(_runs)
         self.prefix = f"{PREFIX}{os.getpid()}x{self.number}"
         self.folder = folder
+        # Paths of unix sockets must stay short; `folder` may be deep.
+        self.sockets = Path(tempfile.mkdtemp(prefix=f"{PREFIX}-"))
         folder.mkdir(parents=True, exist_ok=True)
         self.processes: list[Process] = []
         self.hosts: dict[str, Host] = {}
@@ -242,6 +245,7 @@ class Lab:
         return self.hosts["hub"]
 
     def _build_hub(self) -> None:
+        _allow_cubic()
         hub = self._add_namespace("hub", 1)
         _ip("-n", hub.namespace, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
         self._address(hub, "br0")
@@ -289,6 +293,15 @@ class Lab:
         for host in self.hosts.values():
             _drop_namespace(host.namespace)
         self.hosts.clear()
+        shutil.rmtree(self.sockets, ignore_errors=True)
+
+
+def _allow_cubic() -> None:
+    """A namespace may choose only congestion controls that the machine allows everybody."""
+    allowed = Path("/proc/sys/net/ipv4/tcp_allowed_congestion_control")
+    names = allowed.read_text().split()
+    if "cubic" not in names:
+        allowed.write_text(" ".join([*names, "cubic"]))
 
 
 def _drop_namespace(namespace: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,10 @@ class Headscale:
         self.process.kill()
 
     def _answers(self) -> bool:
-        return self._command("users", "list", check=False) is not None
+        # The command waits long for a socket that is not there yet.
+        if not Path(self._socket_path()).exists():
+            return False
+        return bool(self._run("users", "list", check=False).returncode == 0)
 
     def _config(self) -> dict[str, Any]:
         folder = str(self.folder)
@@ -106,8 +110,9 @@ class Headscale:
     def _relays(self) -> dict[str, Any]:
         relays: dict[str, Any] = {"urls": [], "auto_update_enabled": False, "paths": []}
         if self.relay_map is not None:
-            path = self.folder / "derp.json"
-            path.write_text(json.dumps(self.relay_map))
+            path = self.folder / "derp.yaml"
+            # YAML wants its region numbers bare, JSON cannot write them so.
+            path.write_text(re.sub(r'"(\d+)":', r"\1:", json.dumps(self.relay_map)))
             relays["paths"] = [str(path)]
         if self.embedded_relay:
             relays["server"] = {
@@ -124,15 +129,15 @@ class Headscale:
         return relays
 
     def _socket_path(self) -> str:
-        # A unix socket's path must stay short; the lab's folder may be deep.
-        return f"/tmp/{self.host.namespace}-hs.sock"
+        return str(self.host.lab.sockets / "headscale.sock")
 
-    def _command(self, *words: str, check: bool = True) -> Any:
+    def _run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         argv = [str(binary("headscale", "headscale")), "-c", str(self.config_path), *words]
-        done = self.host.run(*argv, "-o", "json", "--force", check=check)
-        if done.returncode != 0:
-            return None
-        return json.loads(done.stdout) if done.stdout.strip() else {}
+        return self.host.run(*argv, "-o", "json", "--force", check=check)
+
+    def _command(self, *words: str) -> Any:
+        said = self._run(*words).stdout
+        return json.loads(said) if said.strip() else None
 
     # --- administration ---------------------------------------------------------------------------
 
@@ -180,9 +185,6 @@ class Headscale:
         node = self.node(name)
         assert node is not None, f"no node {name}"
         self._command("nodes", "delete", "-i", str(node["id"]))
-
-    def clean_socket(self) -> None:
-        Path(self._socket_path()).unlink(missing_ok=True)
 
 
 def addresses_of(node: dict[str, Any]) -> list[str]:

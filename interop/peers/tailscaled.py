@@ -32,7 +32,7 @@ class Tailscaled:
 
     @property
     def _socket(self) -> str:
-        return str(self.folder / "s.sock")
+        return str(self.host.lab.sockets / f"{self.name}.sock")
 
     def start(self) -> Tailscaled:
         """Start the daemon (not yet joined)."""
