@@ -1,0 +1,335 @@
+"""(file text, environment, flags) → Config, checked once; errors name the setting and its source.
+
+Flag beats variable beats file beats default. The file is TOML: tables `[tailscale]`, `[tunnel]` and
+`[run]` for one network, or `[networks.NAME.tailscale]` … for several, picked by `--network`. Values of
+secrets never enter an error. Reading `env:` and `file:` values goes through callables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from meshnode.base.addr import split_host_port
+from meshnode.base.errors import ConfigError
+from meshnode.config.model import (
+    MEMORY,
+    SECTIONS,
+    Config,
+    Secret,
+    default_of,
+    environment_names,
+    settings,
+)
+
+_TRUE: Final = {"1", "true", "yes", "on"}
+_FALSE: Final = {"0", "false", "no", "off", ""}
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
+MTU_RANGE: Final = (1280, 1420)
+"""IPv6 needs 1280; above 1420 a tunnel packet no longer fits an Ethernet frame."""
+
+ReadText = Callable[[str], str]
+
+
+class _File:
+    """A parsed file and the lines its settings stand on."""
+
+    def __init__(self, text: str, name: str) -> None:
+        self.name = name
+        self._lines = text.splitlines()
+        self.tables = self._parse(text)
+
+    def _parse(self, text: str) -> dict[str, Any]:
+        import tomllib
+
+        try:
+            return tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            message = str(error)
+            where = re.search(r"\(at line (\d+), column \d+\)", message)
+            line = f":{where.group(1)}" if where else ""
+            sentence = message.partition(" (at ")[0]
+            raise ConfigError(f"not valid TOML: {sentence[:1].lower()}{sentence[1:]}  ({self.name}{line})") from None
+
+    def where(self, *path: str) -> str:
+        """`node.toml:4`, the line of the setting at this path, or of its nearest table."""
+        number = next((n for n, found in self._walk() if found == path), None)
+        if number is None and path:
+            return self.where(*path[:-1])
+        return f"{self.name}:{number}" if number else self.name
+
+    def _walk(self) -> Iterator[tuple[int, tuple[str, ...]]]:
+        table: tuple[str, ...] = ()
+        for number, line in enumerate(self._lines, 1):
+            text = line.strip()
+            if text.startswith("["):
+                table = _dotted(text.strip("[] ").partition("]")[0])
+                yield number, table
+            elif "=" in text and not text.startswith("#"):
+                yield number, (*table, *_dotted(text.partition("=")[0]))
+
+
+def _dotted(text: str) -> tuple[str, ...]:
+    parts = re.findall(r'"([^"]*)"|\'([^\']*)\'|([A-Za-z0-9_-]+)', text)
+    return tuple(next(p for p in found if p) if any(found) else "" for found in parts)
+
+
+class _Source:
+    """A value and where it came from, for messages."""
+
+    __slots__ = ("value", "origin")
+
+    def __init__(self, value: Any, origin: str) -> None:
+        self.value = value
+        self.origin = origin
+
+
+def load(
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    *,
+    read_text: ReadText,
+    file_text: str | None = None,
+    file_name: str = "meshnode.toml",
+) -> Config:
+    """Build the Config. `flags` holds only what was given, by field name, plus `network`.
+
+    read_text: reads a file named by a `file:` value. Raises ConfigError, one line.
+    """
+    file = _File(file_text, file_name) if file_text is not None else None
+    network = str(flags.get("network") or environment.get("MESHNODE_NETWORK") or "")
+    tables, prefix, network = _pick_network(file, network)
+    built: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
+    for section, item in settings():
+        source = _find(item, flags, environment, file, tables.get(section, {}), (*prefix, section))
+        if source is not None:
+            built[section][item.name] = _convert(item, source, environment, read_text)
+    sections = {name: make(**built[name]) for name, make in SECTIONS.items()}
+    return Config(network=network, **sections)
+
+
+def _pick_network(file: _File | None, wanted: str) -> tuple[dict[str, Any], tuple[str, ...], str]:
+    if file is None:
+        return {}, (), wanted or "default"
+    networks = file.tables.get("networks")
+    if networks is None:
+        _refuse_unknown(file, file.tables, ())
+        return file.tables, (), wanted or "default"
+    if not isinstance(networks, dict) or not networks:
+        raise ConfigError(
+            f"networks: needs a table per network, as [networks.home.tailscale]  ({file.where('networks')})"
+        )
+    if not wanted:
+        if len(networks) > 1:
+            names = ", ".join(sorted(networks))
+            raise ConfigError(f"networks: the file has several ({names}); choose one with --network  ({file.name})")
+        wanted = next(iter(networks))
+    if wanted not in networks:
+        names = ", ".join(sorted(networks))
+        raise ConfigError(f"network {wanted!r}: not in the file, which has {names}  ({file.name})")
+    tables = networks[wanted]
+    if not isinstance(tables, dict):
+        raise ConfigError(f"networks.{wanted}: needs tables inside  ({file.where('networks', wanted)})")
+    _refuse_unknown(file, tables, ("networks", wanted))
+    return tables, ("networks", wanted), wanted
+
+
+def _refuse_unknown(file: _File, tables: Mapping[str, Any], prefix: tuple[str, ...]) -> None:
+    known = {section: [i.name for s, i in settings() if s == section] for section in SECTIONS}
+    for section, body in tables.items():
+        where = file.where(*prefix, section)
+        if section not in known:
+            raise ConfigError(f"{section}: no such table{_near(section, known)}  ({where})")
+        if not isinstance(body, dict):
+            raise ConfigError(f"{section}: is a table, write [{section}]  ({where})")
+        for key in body:
+            if key not in known[section]:
+                where = file.where(*prefix, section, key)
+                raise ConfigError(f"{section}.{key}: no such setting{_near(key, known[section])}  ({where})")
+
+
+def _near(word: str, known: Any) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _find(
+    item: Field[Any],
+    flags: Mapping[str, Any],
+    environment: Mapping[str, str],
+    file: _File | None,
+    table: Mapping[str, Any],
+    path: tuple[str, ...],
+) -> _Source | None:
+    if flags.get(item.name) is not None:
+        return _Source(flags[item.name], "--" + item.name.replace("_", "-"))
+    for name in environment_names(item):
+        if environment.get(name):
+            return _Source(environment[name], name)
+    if file is not None and item.name in table:
+        return _Source(table[item.name], file.where(*path, item.name))
+    return None
+
+
+def _convert(item: Field[Any], source: _Source, environment: Mapping[str, str], read_text: ReadText) -> Any:
+    default = default_of(item)
+    value, origin = source.value, source.origin
+    is_secret = isinstance(default, Secret)
+    if isinstance(value, str):
+        value = _indirect(item.name, value, origin, environment, read_text, is_secret)
+    shown = "its value" if is_secret else repr(value)
+    try:
+        value = _as_type(default, value)
+    except (TypeError, ValueError):
+        kind = _KINDS.get(type(default), "text")
+        raise ConfigError(f"{item.name}: {shown} is not {kind}  ({origin})") from None
+    choices = item.metadata["choices"]
+    if choices and value not in choices:
+        raise ConfigError(f"{item.name}: {shown} is none of {', '.join(choices)}  ({origin})")
+    check = _CHECKS.get(item.name)
+    if check is not None:
+        problem, value = check(value)
+        if problem:
+            raise ConfigError(f"{item.name}: {problem}  ({origin})")
+    return value
+
+
+_KINDS: Final[dict[type, str]] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number of seconds",
+    tuple: "a list of texts",
+}
+
+
+def _indirect(
+    name: str, value: str, origin: str, environment: Mapping[str, str], read_text: ReadText, is_secret: bool
+) -> str:
+    """`file:PATH` is read for every setting, `env:NAME` for secrets."""
+    if value.startswith("file:"):
+        path = value.removeprefix("file:")
+        try:
+            text = read_text(path).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not text"
+            raise ConfigError(f"{name}: cannot read {path}: {reason}  ({origin})") from None
+        if not text:
+            raise ConfigError(f"{name}: {path} is empty  ({origin})")
+        return text
+    if is_secret and value.startswith("env:"):
+        variable = value.removeprefix("env:")
+        if not environment.get(variable):
+            raise ConfigError(f"{name}: environment variable {variable} is not set  ({origin})")
+        return environment[variable].strip()
+    return value
+
+
+def _as_type(default: Any, value: Any) -> Any:
+    if isinstance(default, Secret):
+        if not isinstance(value, str):
+            raise TypeError
+        return Secret(value)
+    if isinstance(default, bool):
+        return _as_bool(value)
+    if isinstance(default, tuple):
+        if isinstance(value, str):
+            return tuple(value.split())
+        if not all(isinstance(part, str) for part in value):
+            raise TypeError
+        return tuple(value)
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise TypeError
+    if isinstance(default, float):
+        number = float(str(value).removesuffix("s"))
+        if not 0 <= number < 1e9:
+            raise ValueError
+        return number
+    if isinstance(default, int):
+        return int(value)
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _as_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    word = str(value).lower()
+    if word not in _TRUE | _FALSE:
+        raise ValueError
+    return word in _TRUE
+
+
+def check_control_url(text: str) -> tuple[str, str]:
+    """(problem or '', the URL without trailing slash)."""
+    try:
+        url = urlsplit(text)
+        port_ok = url.port is None or url.port > 0
+    except ValueError:
+        return f"{text!r} is not a URL; write https://HOST[:PORT]", text
+    if url.scheme not in ("http", "https") or not url.netloc:
+        host = text.removeprefix("//")
+        tip = f"has no scheme; try https://{host}" if "://" not in text else "is neither http nor https"
+        return f"{text!r} {tip}", text
+    if not url.hostname or not port_ok:
+        return f"{text!r} names no host; write https://HOST[:PORT]", text
+    if url.username or url.password or url.query or url.fragment:
+        return "holds more than scheme, host, port and path", text
+    return "", text.rstrip("/")
+
+
+def check_hostname(text: str) -> tuple[str, str]:
+    """(problem or '', the name). One DNS label; empty means the machine's own."""
+    if text and not _LABEL.fullmatch(text):
+        return f"{text!r} is not one DNS label: letters, digits and inner hyphens, at most 63", text
+    return "", text
+
+
+def _check_port(value: int) -> tuple[str, int]:
+    return ("" if 0 <= value <= 65535 else f"{value} is no port; use 0 to 65535"), value
+
+
+def _check_mtu(value: int) -> tuple[str, int]:
+    low, high = MTU_RANGE
+    return ("" if low <= value <= high else f"{value} is outside {low} to {high}"), value
+
+
+def _check_door(text: str) -> tuple[str, str]:
+    try:
+        if text:
+            split_host_port(text, default_host="127.0.0.1")
+    except ValueError as error:
+        return str(error), text
+    return "", text
+
+
+def _check_state_dir(text: str) -> tuple[str, str]:
+    if text.startswith(MEMORY) and text != MEMORY:
+        return f"{text!r} has something after mem:", text
+    return "", text
+
+
+def _check_serve(rules: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
+    for rule in rules:
+        head, sep, target = rule.partition("=")
+        scheme, _, port = head.partition(":")
+        fine = sep and target and port.isascii() and port.isdigit() and 1 <= int(port) <= 65535
+        if not fine or scheme not in ("tcp", "http"):
+            return f"{rule!r} is not SCHEME:PORT=TARGET with SCHEME tcp or http, as http:80=./site", rules
+    return "", rules
+
+
+_CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
+    "control_url": check_control_url,
+    "hostname": check_hostname,
+    "state_dir": _check_state_dir,
+    "port": _check_port,
+    "mtu": _check_mtu,
+    "socks5": _check_door,
+    "serve": _check_serve,
+}

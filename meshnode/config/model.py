@@ -1,0 +1,150 @@
+"""One frozen dataclass per section; help, unit, default and names beside each field.
+
+The command line, the environment and the file are all read from these fields, so that
+`control_url` in the file is `--control-url` is `MESHNODE_CONTROL_URL`. A Secret never prints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import Any, Final
+
+DEFAULT_CONTROL_URL: Final = "https://controlplane.tailscale.com"
+DEFAULT_MTU: Final = 1280
+MEMORY: Final = "mem:"
+"""The state directory that is none: identity in memory, logout at the end."""
+
+
+class Secret:
+    """Text that never prints: an auth key. `reveal` is the one way to it."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        """The text itself, for the wire; never for a log or an error."""
+        return self._text
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and self._text == other._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __repr__(self) -> str:
+        return "<Secret hidden>" if self._text else "<Secret empty>"
+
+    __str__ = __repr__
+
+    def __reduce__(self) -> str:
+        raise TypeError("a Secret cannot be pickled")
+
+
+NO_SECRET: Final = Secret("")
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    unit: str = "",
+    metavar: str = "",
+    aliases: tuple[str, ...] = (),
+    flag: bool = True,
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field with everything a reader of any source wants to know about it.
+
+    aliases: further environment names, in the order they are tried after MESHNODE_<NAME>.
+    flag: whether the command line has it.
+    """
+    about = {
+        "help": help, "unit": unit, "metavar": metavar, "aliases": aliases, "flag": flag, "choices": choices,
+    }  # fmt: skip
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, slots=True)
+class Tailscale:
+    """`[tailscale]`: which tailnet, as whom."""
+
+    control_url: str = setting(
+        DEFAULT_CONTROL_URL, "control server to join", metavar="U", aliases=("TAILSCALE_LOGIN_SERVER",)
+    )
+    auth_key: Secret = setting(
+        NO_SECRET,
+        "pre-auth key: env:NAME, file:PATH, or the key itself; needed for the first start only",
+        metavar="K",
+        aliases=("TAILSCALE_AUTH_KEY", "TS_AUTHKEY", "TS_AUTH_KEY"),
+    )
+    hostname: str = setting("", "name to ask for; the machine's own if empty", metavar="H", aliases=("TS_HOSTNAME",))
+    state_dir: str = setting(
+        "",
+        "where the identity lives; mem: keeps nothing and logs out at the end "
+        "(default $XDG_STATE_HOME/meshnode/NETWORK)",
+        metavar="D|mem:",
+        aliases=("TS_STATE_DIR",),
+    )
+    ephemeral: bool = setting(False, "log out at the end, so that the node is gone at once")
+    ca_file: str = setting("", "PEM file of further certificate authorities for control and relays", metavar="FILE")
+    port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")
+    mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """`[tunnel]`: what is served into the tailnet, and the doors out of it."""
+
+    serve: tuple[str, ...] = setting(
+        (),
+        "serve TARGET on a tailnet port; SCHEME is tcp or http, TARGET is HOST:PORT, a URL or a directory",
+        metavar="SCHEME:PORT=TARGET",
+    )
+    socks5: str = setting("", "SOCKS5 door into the tailnet", metavar="HOST:PORT", aliases=("TS_SOCKS5_SERVER",))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """`[run]`: how the process behaves."""
+
+    timeout: float = setting(60.0, "give up if not ready after this long; 0 waits for ever", unit="s", metavar="S")
+    log: str = setting("text", "form of the log lines on stderr", choices=("text", "json"))
+    log_level: str = setting("info", "least level written", choices=("debug", "info", "warning", "error", "off"))
+    loop: str = setting("asyncio", "event loop", choices=("asyncio", "uvloop"))
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Every setting of one process, and the network's name in the file."""
+
+    network: str = "default"
+    tailscale: Tailscale = field(default_factory=Tailscale)
+    tunnel: Tunnel = field(default_factory=Tunnel)
+    run: Run = field(default_factory=Run)
+
+
+SECTIONS: Final[dict[str, type]] = {"tailscale": Tailscale, "tunnel": Tunnel, "run": Run}
+
+
+def settings() -> Iterator[tuple[str, Field[Any]]]:
+    """(section, field) of every setting, in the order of the reference page."""
+    for name, section in SECTIONS.items():
+        for item in fields(section):
+            yield name, item
+
+
+def environment_names(item: Field[Any]) -> tuple[str, ...]:
+    """The variables that set it, the first that is non-empty wins."""
+    return (f"MESHNODE_{item.name.upper()}", *item.metadata["aliases"])
+
+
+def default_of(item: Field[Any]) -> Any:
+    """The value when no source speaks."""
+    assert item.default is not MISSING
+    return item.default
