@@ -35,7 +35,7 @@ class LabError(AssertionError):
     """Something in the lab did not happen in time; the message carries the log's end."""
 
 
-def until(condition: Callable[[], T], timeout_s: float, what: str, *, interval_s: float = POLL_S) -> T:
+def until(condition: Callable[[], T | None], timeout_s: float, what: str, *, interval_s: float = POLL_S) -> T:
     """Wait until `condition()` is truthy and return it; LabError names `what` when time is up."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -98,10 +98,10 @@ class Process:
         tail = (self.out() + self.err()).splitlines()[-lines:]
         return f"--- {self.label} ---\n" + "\n".join(tail)
 
-    def wait_until(self, condition: Callable[[], T], timeout_s: float, what: str) -> T:
+    def wait_until(self, condition: Callable[[], T | None], timeout_s: float, what: str) -> T:
         """Like `until`, but ends at once when the process dies, and shows its log on failure."""
 
-        def check() -> T:
+        def check() -> T | None:
             value = condition()
             if not value and not self.running:
                 code = self.popen.returncode
@@ -125,6 +125,14 @@ class Process:
             return self.popen.wait(timeout_s)
         except subprocess.TimeoutExpired:
             raise LabError(f"{self.label} did not end within {timeout_s:g} s\n{self.log_tail()}") from None
+
+    def survives(self, seconds: float) -> bool:
+        """True if it is still running after this long, False as soon as it ends."""
+        try:
+            self.popen.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return True
+        return False
 
     def stop(self, timeout_s: float = 5.0) -> int:
         """SIGTERM, then SIGKILL to the whole group; returns the exit code."""
@@ -179,9 +187,7 @@ class Host:
         except subprocess.TimeoutExpired:
             raise LabError(f"{self.name}: `{' '.join(argv)}` took more than {timeout_s:g} s") from None
         if check and done.returncode != 0:
-            raise LabError(
-                f"{self.name}: `{' '.join(argv)}` ended with {done.returncode}\n{done.stdout}{done.stderr}"
-            )
+            raise LabError(f"{self.name}: `{' '.join(argv)}` ended with {done.returncode}\n{done.stdout}{done.stderr}")
         return done
 
     def use_resolver(self, address: str) -> None:
@@ -210,9 +216,7 @@ class Host:
         self._nft("delete table inet mncut")
 
     def _nft(self, rules: str) -> None:
-        subprocess.run(
-            self.enter(["nft", "-f", "-"]), input=rules, text=True, check=True, capture_output=True
-        )
+        subprocess.run(self.enter(["nft", "-f", "-"]), input=rules, text=True, check=True, capture_output=True)
 
 
 class Lab:

@@ -40,7 +40,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
     def copyfile(self, source: object, outputfile: object) -> None:
         self.wfile.flush()
-        self.connection.sendfile(source)  # type: ignore[arg-type]
+        self.connection.sendfile(source)
 
 
 def start_origin(host: Host, directory: Path, *ports: int) -> Process:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ class Tailscaled:
     release: str = "tailscale"
     ca: Path | None = None
     process: Process | None = None
-    _up: list[str] = field(default_factory=list)
 
     @property
     def folder(self) -> Path:
@@ -51,19 +50,24 @@ class Tailscaled:
         return self
 
     def _listening(self) -> bool:
-        return self.cli("status", "--json", check=False).returncode == 0
+        return bool(self.cli("status", "--json", check=False).returncode == 0)
+
+    def _words(self, *words: str) -> list[str]:
+        return [str(binary(self.release, "tailscale")), "--socket", self._socket, *words]
 
     def cli(self, *words: str, check: bool = True, timeout_s: float = 40.0) -> Any:
         """Run `tailscale …` against this daemon."""
-        argv = [str(binary(self.release, "tailscale")), "--socket", self._socket, *words]
-        return self.host.run(*argv, check=check, timeout_s=timeout_s)
+        return self.host.run(*self._words(*words), check=check, timeout_s=timeout_s)
+
+    def up_words(self, url: str, key: str) -> list[str]:
+        """The command line that joins."""
+        words = ["up", "--login-server", url, "--auth-key", key, "--hostname", self.name]
+        return self._words(*words, "--timeout", f"{JOIN_S:.0f}s", "--accept-dns=false")
 
     def up(self, url: str, key: str) -> Tailscaled:
         """Join; returns when the node is Running."""
-        words = ["up", "--login-server", url, "--auth-key", key, "--hostname", self.name]
-        words += ["--timeout", f"{JOIN_S:.0f}s", "--accept-dns=false"]
         try:
-            self.cli(*words, timeout_s=JOIN_S + 10)
+            self.host.run(*self.up_words(url, key), timeout_s=JOIN_S + 10)
         except LabError as error:
             tail = self.process.log_tail() if self.process else ""
             raise LabError(f"{error}\n{tail}") from None

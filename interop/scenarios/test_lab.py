@@ -24,9 +24,7 @@ class Pair:
 
 
 @pytest.fixture(scope="module", params=["derper", "embedded"])
-def pair(
-    request: pytest.FixtureRequest, peers: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Pair]:
+def pair(request: pytest.FixtureRequest, peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     kind: RelayKind = request.param
     with Lab(tmp_path_factory.mktemp(f"pair-{kind}")) as lab:
         bed = make_bed(lab, kind)
