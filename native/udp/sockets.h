@@ -1,0 +1,112 @@
+/* The underlay's UDP sockets: one for IPv4 and one for IPv6 on the same port, in batches both ways.
+ *
+ * Reading hands out super-buffers: up to 64 KiB of equal datagrams that the kernel coalesced
+ * (UDP_GRO), or one datagram; valid until the next read of the same struct.
+ * Writing: the caller reserves room at the tail of the run for its destination, seals straight into
+ * it and commits. A run is one destination's equal-sized datagrams, the last may be shorter, so that
+ * it leaves as one UDP_SEGMENT send. Runs keep their order per destination; a full run, or no free
+ * one, sends everything.
+ * Fall-backs, each remembered: EIO turns segmentation off for that socket; EMSGSIZE or EINVAL for that
+ * destination for ten minutes (segments are never fragmented, plain datagrams may be).
+ * A datagram that could not be sent is dropped, counted and reported through on_error; a full socket
+ * buffer is waited for, at most MN_SOCK_STALL_MS per flush, which is the back-pressure of the underlay.
+ * Source: docs/protocol/dataplane.md 2. */
+#ifndef MN_UDP_SOCKETS_H
+#define MN_UDP_SOCKETS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/socket.h>
+
+#include "../mem/addr.h"
+
+enum {
+    MN_SOCK_V4 = 0,
+    MN_SOCK_V6 = 1,
+    MN_SOCK_BUF = 65536,
+    MN_SOCK_RX_MAX = 8,
+    MN_SOCK_RUNS_MAX = 8,
+    MN_SOCK_SEGS_MAX = 64,
+    MN_SOCK_BYTES_MAX = 65507,
+    MN_SOCK_PLAIN_MAX = 16, /* destinations remembered to take no segmentation */
+    MN_SOCK_STALL_MS = 5,
+};
+
+struct mn_sock_config {
+    uint16_t port;               /* 0: any */
+    bool use4, use6;             /* which families to try */
+    struct mn_ip bind4, bind6;   /* local addresses; all zero: any */
+};
+
+/* The system calls that can fail in interesting ways; tests put their own here. */
+struct mn_sock_calls {
+    int (*sendmmsg)(int fd, struct mmsghdr *msgs, unsigned n, int flags);
+    int (*recvmmsg)(int fd, struct mmsghdr *msgs, unsigned n, int flags);
+    int (*wait_writable)(int fd, int timeout_ms);
+};
+
+struct mn_sock_stats {
+    uint64_t rx_calls, rx_buffers, rx_datagrams, rx_bytes, rx_truncated, rx_kernel_drops;
+    uint64_t tx_calls, tx_runs, tx_datagrams, tx_bytes, tx_dropped, tx_stalls, tx_fallbacks;
+};
+
+struct mn_sock_rx {
+    uint8_t *buf;
+    size_t len;
+    size_t seg; /* size of each datagram in buf; the last may be shorter */
+    struct mn_ep from;
+};
+
+struct mn_sock_run {
+    struct mn_ep to;
+    uint8_t addr[28]; /* `to` as a sockaddr */
+    uint8_t addr_len, family;
+    bool is_closed, is_plain; /* took its short tail; must not be segmented by the kernel */
+    uint16_t count;
+    uint32_t seg, len;
+};
+
+struct mn_sock_plain {
+    struct mn_ep to;
+    uint64_t until_ns;
+};
+
+struct mn_socks {
+    int fd[2]; /* -1: this family is not available */
+    uint16_t port[2];
+    bool has_gso[2], has_gro[2];
+    uint32_t rcvbuf, sndbuf; /* what the kernel granted, of the first socket */
+    uint32_t kernel_drops[2];
+    uint64_t now_ns;
+    struct mn_sock_calls calls;
+    void *ctx;
+    void (*on_error)(void *ctx, const struct mn_ep *to, int err);
+    struct mn_sock_stats stats;
+    uint8_t *rx_slab, *tx_slab;
+    unsigned rx_want; /* buffers to post: few when idle, all when the last read filled them */
+    unsigned n_runs;
+    unsigned reserved; /* the run the last reserve was made in */
+    uint8_t *reserved_at;
+    struct mn_sock_run runs[MN_SOCK_RUNS_MAX];
+    struct mn_sock_plain plain[MN_SOCK_PLAIN_MAX];
+};
+
+/* Bind; 0 or a negative errno with nothing left open. IPv6 missing or refused is not an error unless
+ * it is the only family asked for. */
+int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config);
+void mn_sock_close(struct mn_socks *s);
+
+/* Read what is there without waiting; returns how many super-buffers, 0 when nothing waits. */
+int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_RX_MAX]);
+
+/* Room for one datagram of at most `need` bytes (<= MN_SOCK_BYTES_MAX); NULL: no socket of that family. A reserve
+ * without a commit changes nothing. */
+uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, size_t need);
+/* The datagram at the last reserve is `len` long and goes out with the next flush. */
+void mn_sock_commit(struct mn_socks *s, size_t len);
+/* Copy one datagram in. */
+void mn_sock_put(struct mn_socks *s, const struct mn_ep *to, const uint8_t *data, size_t len);
+void mn_sock_flush(struct mn_socks *s);
+
+#endif
