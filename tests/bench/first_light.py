@@ -113,9 +113,8 @@ def start_rows(rounds: int, folder: Path) -> dict[str, Any]:
                 empty[1].append(stock_first_start(peer, bed.headscale.url, key))
                 kept[1].append(stock_restart(peer))
                 peer.stop()
-                say(
-                    f"start, {label}, round {i}: ours {empty[0][-1]:.3f}/{kept[0][-1]:.3f} s, stock {empty[1][-1]:.3f}/{kept[1][-1]:.3f} s"
-                )
+                last = ", ".join(f"{row[-1]:.3f}" for row in (*empty, *kept))
+                say(f"start, {label}, round {i}: ours, stock with empty state; ours, stock with state: {last} s")
         rows[f"start to ready, empty state, {label} (s)"] = summary(*empty)
         rows[f"start to ready, with state, {label} (s)"] = summary(*kept)
     return rows
