@@ -13,15 +13,11 @@
 
 #define PLAIN_FOR_NS (600ull * 1000000000ull)
 
-static bool same_ep(const struct mn_ep *a, const struct mn_ep *b)
-{
-    return a->port == b->port && memcmp(a->ip.b, b->ip.b, sizeof a->ip.b) == 0;
-}
 
 static bool is_plain_destination(const struct mn_socks *s, const struct mn_ep *to)
 {
     for (int i = 0; i < MN_SOCK_PLAIN_MAX; i++)
-        if (s->plain[i].until_ns > s->now_ns && same_ep(&s->plain[i].to, to))
+        if (s->plain[i].until_ns > s->now_ns && mn_ep_equal(&s->plain[i].to, to))
             return true;
     return false;
 }
@@ -211,7 +207,7 @@ static unsigned open_run(struct mn_socks *s, const struct mn_ep *to)
 static int find_run(const struct mn_socks *s, const struct mn_ep *to)
 {
     for (unsigned i = s->n_runs; i-- > 0;)
-        if (same_ep(&s->runs[i].to, to))
+        if (mn_ep_equal(&s->runs[i].to, to))
             return (int)i;
     return -1;
 }

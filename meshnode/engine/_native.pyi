@@ -1,0 +1,92 @@
+"""Types of the C extension. Addresses are packed (4 or 16 bytes), keys 32 raw bytes, durations in the unit of the name.
+
+Every method may raise RuntimeError: engine closed, used after fork, or its command ring full (4096
+waiting). Events are tuples whose first item is an EV_ constant; the layouts are beside the constants.
+"""
+
+from typing import Any, Final
+
+PATH_NONE: Final = 0
+PATH_DIRECT: Final = 1
+PATH_RELAY: Final = 2
+PATH_BOTH: Final = 3
+
+WHAT_KEEPALIVE: Final = 0
+WHAT_DATA: Final = 1
+WHAT_HANDSHAKE: Final = 2
+
+EV_ACCEPTED: Final = 1
+"""(kind, listen_req, flow_id, fd, local_ip, local_port, remote_ip, remote_port, peer_key)"""
+EV_CONNECTED: Final = 2
+"""(kind, req, flow_id, fd, local_ip, local_port, remote_ip, remote_port, peer_key)"""
+EV_CONNECT_FAILED: Final = 3
+"""(kind, req, errno)"""
+EV_FLOW_ENDED: Final = 4
+"""(kind, flow_id, errno), 0 clean; posted before the engine closes its end"""
+EV_LISTENING: Final = 5
+"""(kind, req, errno)"""
+EV_RELAY_SEND: Final = 6
+"""(kind, peer_key, region, data)"""
+EV_DISCO: Final = 7
+"""(kind, ip, port, data)"""
+EV_STUN: Final = 8
+"""(kind, ip, port, data)"""
+EV_PEER_SEND: Final = 9
+"""(kind, peer_key, wanted): data was sent; wanted 1: there is no path at all"""
+EV_PEER_RECV: Final = 10
+"""(kind, peer_key, ip, port, region, what): an authenticated packet; what: WHAT_*"""
+EV_SEND_ERROR: Final = 11
+"""(kind, ip, port, errno)"""
+EV_HANDSHAKE: Final = 12
+"""(kind, peer_key, ok): 1 session up, 0 gave up"""
+EV_PING: Final = 13
+"""(kind, req, rtt_ns)"""
+EV_UDP: Final = 14
+"""(kind, req, from_ip, from_port, data)"""
+EV_LOST: Final = 15
+"""(kind, n): n packets or hints were dropped; never a connection's event"""
+
+class Engine:
+    event_fd: int
+    port4: int
+    port6: int
+    def __init__(
+        self,
+        *,
+        private_key: bytes,
+        port: int = 0,
+        mtu: int = 1280,
+        bind4: bytes | None = None,
+        bind6: bytes | None = None,
+        timestamp_floor: bytes = b"",
+    ) -> None: ...
+    def poll_events(self, limit: int = 256) -> list[tuple[Any, ...]]: ...
+    def set_private_key(self, key: bytes) -> None: ...
+    def set_addresses(self, addresses: list[bytes]) -> None: ...
+    def upsert_peer(
+        self, key: bytes, prefixes: list[tuple[bytes, int]], psk: bytes = b"", keepalive_s: int = 0
+    ) -> None: ...
+    def remove_peer(self, key: bytes) -> None: ...
+    def set_path(self, key: bytes, ip: bytes, port: int, region: int, mode: int) -> None: ...
+    def set_filter(self, blob: bytes) -> None:
+        """Raises ValueError when the blob is not well formed; the filter in force stays."""
+
+    def inject(self, region: int, sender: bytes, data: bytes) -> None: ...
+    def send_raw(self, ip: bytes, port: int, data: bytes) -> None: ...
+    def kick(self, key: bytes) -> None: ...
+    def connect(self, req: int, ip: bytes, port: int) -> None: ...
+    def abort(self, req: int) -> None: ...
+    def listen(self, req: int, ip: bytes, port: int, backlog: int) -> None: ...
+    def unlisten(self, req: int) -> None: ...
+    def ping(self, req: int, ip: bytes, size: int) -> None: ...
+    def udp_open(self, req: int, ip: bytes, port: int) -> None: ...
+    def udp_send(self, req: int, ip: bytes, port: int, data: bytes) -> None: ...
+    def udp_close(self, req: int) -> None: ...
+    def stats(self) -> dict[str, int]: ...
+    def peer_stats(self, key: bytes) -> dict[str, int]:
+        """Raises KeyError when no such peer is known."""
+
+    def last_timestamp(self) -> bytes:
+        """The newest TAI64N stamp sent, 12 bytes: persist it and pass it as timestamp_floor."""
+
+    def close(self, timeout_s: float) -> None: ...

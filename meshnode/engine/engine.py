@@ -1,0 +1,440 @@
+"""Engine: the packet engine on an event loop.
+
+Owns one native engine (a thread of its own) and its place in the loop: methods become commands, the
+event fd is a reader of the loop, events become results of awaits or calls of the `on_` callables that
+`node/wiring.py` sets. Several engines share a loop. Nothing here runs per packet on a direct path.
+Rules: every method is called from the loop's thread; callbacks must not block; what a callback
+raises goes to the loop's exception handler and the next event is still served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import errno
+import os
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any
+
+from meshnode.base.addr import IP, Endpoint, Prefix, from_packed
+from meshnode.base.errors import AccessDenied, DialError, ListenError, PeerOffline, Refused, TimedOut
+from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.engine import _native
+from meshnode.engine._native import PATH_BOTH, PATH_DIRECT, PATH_NONE, PATH_RELAY
+from meshnode.engine.flow import TunnelSocket
+from meshnode.engine.listener import Datagrams, Listener
+
+__all__ = ["PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
+
+BATCH = 256
+CLOSE_TIMEOUT_S = 2.0
+PING_BYTES = 56
+_live: weakref.WeakSet[_native.Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Threads of engines nobody closed end before the interpreter does."""
+    for native in list(_live):
+        native.close(CLOSE_TIMEOUT_S)
+
+
+_FAILURES: dict[int, tuple[type[DialError], str]] = {
+    errno.ECONNREFUSED: (Refused, "refused the connection; nothing listens on that port"),
+    errno.ETIMEDOUT: (TimedOut, "did not answer in time; is it online, and does its policy allow this port?"),
+    errno.EHOSTUNREACH: (PeerOffline, "cannot be reached; is it online?"),
+    errno.ENETUNREACH: (PeerOffline, "belongs to no node of this tailnet"),
+    errno.EACCES: (AccessDenied, "is closed to us by the tailnet's policy"),
+    errno.ENETDOWN: (DialError, "was not reached; this node is shutting down"),
+}
+
+
+def dial_error(number: int, target: Endpoint) -> DialError:
+    """The exception of a failed connect, its errno set as OSError's would be."""
+    kind, text = _FAILURES.get(number, (DialError, f"could not be reached: {os.strerror(number)}"))
+    error = kind(f"{target} {text}")
+    error.errno = number
+    return error
+
+
+class Engine:
+    """One node's packet engine. Made by `start`, ended by `aclose`."""
+
+    def __init__(self, native: _native.Engine, loop: asyncio.AbstractEventLoop) -> None:
+        self._native = native
+        self._loop = loop
+        self._closed = False
+        self._next_req = 0
+        self._connects: dict[int, tuple[asyncio.Future[TunnelSocket], Endpoint]] = {}
+        self._starts: dict[int, asyncio.Future[int]] = {}
+        self._pings: dict[int, asyncio.Future[int]] = {}
+        self._listeners: dict[int, Listener] = {}
+        self._datagrams: dict[int, Datagrams] = {}
+        self._flows: weakref.WeakValueDictionary[int, TunnelSocket] = weakref.WeakValueDictionary()
+        self._ended: dict[int, int] = {}
+        self._pending: deque[tuple[Any, ...]] = deque()
+        self._keys: dict[bytes, NodePublic] = {}
+        self.lost_count = 0
+        """Packets and hints the engine dropped because this loop was too slow to take them."""
+        self.on_disco: Callable[[IP, int, bytes], None] | None = None
+        self.on_stun: Callable[[IP, int, bytes], None] | None = None
+        self.on_relay_send: Callable[[int, NodePublic, bytes], Any] | None = None
+        """(region, peer, data): the shape of RelayPool.send."""
+        self.on_peer_send: Callable[[NodePublic, bool], None] | None = None
+        """(peer, wanted): data was sent; wanted: there is no path at all."""
+        self.on_peer_recv: Callable[[NodePublic, Endpoint | None, int, int], None] | None = None
+        """(peer, direct endpoint or None, relay region or 0, what): an authenticated packet arrived."""
+        self.on_send_error: Callable[[IP, int, int], None] | None = None
+        """(ip, port, errno)"""
+        self.on_handshake: Callable[[NodePublic, bool], None] | None = None
+        """(peer, session is up)"""
+        self._handlers: dict[int, Callable[..., None]] = {
+            _native.EV_ACCEPTED: self._on_accepted,
+            _native.EV_CONNECTED: self._on_connected,
+            _native.EV_CONNECT_FAILED: self._on_connect_failed,
+            _native.EV_FLOW_ENDED: self._on_flow_ended,
+            _native.EV_LISTENING: self._on_listening,
+            _native.EV_RELAY_SEND: self._on_relay_send,
+            _native.EV_DISCO: self._on_disco,
+            _native.EV_STUN: self._on_stun,
+            _native.EV_PEER_SEND: self._on_peer_send,
+            _native.EV_PEER_RECV: self._on_peer_recv,
+            _native.EV_SEND_ERROR: self._on_send_error,
+            _native.EV_HANDSHAKE: self._on_handshake,
+            _native.EV_PING: self._on_ping,
+            _native.EV_UDP: self._on_udp,
+            _native.EV_LOST: self._on_lost,
+        }
+
+    @classmethod
+    async def start(
+        cls,
+        private: NodePrivate,
+        *,
+        port: int = 0,
+        mtu: int = 1280,
+        bind4: IPv4Address | None = None,
+        bind6: IPv6Address | None = None,
+        timestamp_floor: bytes = b"",
+    ) -> Engine:
+        """Bind the UDP sockets and start the thread. OSError if no socket binds (EADDRINUSE: port taken).
+
+        timestamp_floor: the last handshake timestamp of an earlier run, from `last_timestamp`.
+        """
+        native = _native.Engine(
+            private_key=private.reveal(),
+            port=port,
+            mtu=mtu,
+            bind4=bind4.packed if bind4 else None,
+            bind6=bind6.packed if bind6 else None,
+            timestamp_floor=timestamp_floor,
+        )
+        _live.add(native)
+        loop = asyncio.get_running_loop()
+        engine = cls(native, loop)
+        loop.add_reader(native.event_fd, engine._on_readable)
+        return engine
+
+    @property
+    def port4(self) -> int:
+        """UDP port on IPv4; 0: none."""
+        return self._native.port4
+
+    @property
+    def port6(self) -> int:
+        """UDP port on IPv6; 0: none."""
+        return self._native.port6
+
+    # --- what this node is, whom it knows ---
+
+    def set_private_key(self, private: NodePrivate) -> None:
+        """Use another node key; every session ends."""
+        self._native.set_private_key(private.reveal())
+
+    def set_addresses(self, addresses: Iterable[IP]) -> None:
+        """Our tailnet addresses, all of them."""
+        self._native.set_addresses([a.packed for a in addresses])
+
+    def upsert_peer(
+        self, key: NodePublic, prefixes: Iterable[Prefix], psk: bytes = b"", keepalive_s: int = 0
+    ) -> None:
+        """Add a peer or replace what is known of it; its prefixes are exactly these."""
+        self._keys[key.raw] = key
+        wanted = [(p.network_address.packed, p.prefixlen) for p in prefixes]
+        self._native.upsert_peer(key.raw, wanted, psk, keepalive_s)
+
+    def remove_peer(self, key: NodePublic) -> None:
+        """Forget a peer; its connections end with ECONNABORTED."""
+        self._keys.pop(key.raw, None)
+        self._native.remove_peer(key.raw)
+
+    def set_path(self, key: NodePublic, direct: Endpoint | None, region: int, mode: int) -> None:
+        """Where this peer's packets go: PATH_DIRECT, PATH_RELAY, PATH_BOTH or PATH_NONE."""
+        ip, port = (direct.ip.packed, direct.port) if direct else (b"\0\0\0\0", 0)
+        self._native.set_path(key.raw, ip, port, region, mode)
+
+    def set_filter(self, blob: bytes) -> None:
+        """Replace the packet filter (netmap.rules compiles it). ValueError: malformed, the old one stays."""
+        self._native.set_filter(blob)
+
+    # --- packets that Python carries ---
+
+    def inject(self, region: int, sender: NodePublic, data: bytes) -> None:
+        """WireGuard bytes that came by relay."""
+        self._native.inject(region, sender.raw, data)
+
+    def send_raw(self, ip: IP, port: int, data: bytes) -> None:
+        """A datagram (DISCO, STUN) from the WireGuard port."""
+        self._native.send_raw(ip.packed, port, data)
+
+    def kick(self, key: NodePublic) -> None:
+        """Request a WireGuard handshake with this peer now."""
+        self._native.kick(key.raw)
+
+    # --- connections ---
+
+    async def connect(self, ip: IP, port: int) -> TunnelSocket:
+        """A TCP connection inside the tunnel. DialError says why not; cancelling leaves nothing behind."""
+        req = self._request()
+        future: asyncio.Future[TunnelSocket] = self._loop.create_future()
+        self._connects[req] = (future, Endpoint(ip, port))
+        try:
+            self._native.connect(req, ip.packed, port)
+            return await future
+        except asyncio.CancelledError:
+            if self._connects.pop(req, None) is not None:
+                if not self._closed:
+                    self._native.abort(req)
+            elif future.done() and not future.cancelled() and future.exception() is None:
+                future.result().close()
+            raise
+        finally:
+            self._connects.pop(req, None)
+
+    async def listen(self, ip: IP | None, port: int, backlog: int = 128) -> Listener:
+        """Take TCP connections on `port` of `ip`, or of every own address. ListenError: taken already."""
+        req = self._request()
+        listener = Listener(self._unlisten, req, Endpoint(ip, port) if ip else None, port, backlog)
+        self._listeners[req] = listener
+        try:
+            self._native.listen(req, ip.packed if ip else b"", port, backlog)
+            number = await self._started(req)
+        except BaseException:
+            listener.close()
+            raise
+        if number:
+            self._listeners.pop(req, None)
+            text = os.strerror(number)
+            error = ListenError(f"tailnet port {port} cannot be listened on: {text}; try another port")
+            error.errno = number
+            raise error
+        return listener
+
+    async def open_datagrams(self, ip: IP | None, port: int, received: Callable[[IP, int, bytes], None]) -> Datagrams:
+        """UDP inside the tunnel from `port` (0: any); `received(ip, port, data)` for each that arrives."""
+        req = self._request()
+        flow = Datagrams(self._native, self._forget_datagrams, req, received)
+        self._datagrams[req] = flow
+        try:
+            self._native.udp_open(req, ip.packed if ip else b"", port)
+            number = await self._started(req)
+        except BaseException:
+            flow.close()
+            raise
+        if number:
+            self._datagrams.pop(req, None)
+            raise ListenError(f"tailnet UDP port {port} cannot be opened: {os.strerror(number)}")
+        return flow
+
+    async def ping(self, ip: IP, *, size: int = PING_BYTES, timeout_s: float = 5.0) -> float:
+        """Round-trip seconds of an ICMP echo inside the tunnel. TimedOut when none comes back."""
+        req = self._request()
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._pings[req] = future
+        try:
+            self._native.ping(req, ip.packed, size)
+            async with asyncio.timeout(timeout_s):
+                return await future / 1e9
+        except TimeoutError:
+            raise TimedOut(f"{ip} did not answer {size} bytes of ping within {timeout_s:g} s") from None
+        finally:
+            self._pings.pop(req, None)
+
+    # --- facts ---
+
+    def stats(self) -> dict[str, int]:
+        """Counters of the whole engine."""
+        return self._native.stats()
+
+    def peer_stats(self, key: NodePublic) -> dict[str, int]:
+        """Counters of one peer. KeyError: not known."""
+        return self._native.peer_stats(key.raw)
+
+    def last_timestamp(self) -> bytes:
+        """The newest handshake timestamp sent: keep it for the next run's `timestamp_floor`."""
+        return self._native.last_timestamp()
+
+    async def aclose(self) -> None:
+        """End every connection, stop the thread, forget the keys. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._loop.remove_reader(self._native.event_fd)
+        self._native.close(CLOSE_TIMEOUT_S)
+        while self._serve(self._native.poll_events(BATCH)):
+            pass
+        for future, target in list(self._connects.values()):
+            if not future.done():
+                future.set_exception(dial_error(errno.ENETDOWN, target))
+        for waiting in [*self._starts.values(), *self._pings.values()]:
+            waiting.cancel()
+        for listener in list(self._listeners.values()):
+            listener.close()
+        for flow in list(self._datagrams.values()):
+            flow.close()
+        self._connects.clear()
+
+    # --- events ---
+
+    def _request(self) -> int:
+        if self._closed:
+            raise DialError("this node's engine is closed")
+        self._next_req += 1
+        return self._next_req
+
+    async def _started(self, req: int) -> int:
+        future: asyncio.Future[int] = self._loop.create_future()
+        self._starts[req] = future
+        try:
+            return await future
+        finally:
+            self._starts.pop(req, None)
+
+    def _unlisten(self, req: int) -> None:
+        if self._listeners.pop(req, None) is not None and not self._closed:
+            self._native.unlisten(req)
+
+    def _forget_datagrams(self, req: int) -> None:
+        if self._datagrams.pop(req, None) is not None and not self._closed:
+            self._native.udp_close(req)
+
+    def _on_readable(self) -> None:
+        while self._pending:
+            self._serve([self._pending.popleft()])
+        self._serve(self._native.poll_events(BATCH))
+
+    def _serve(self, events: Sequence[tuple[Any, ...]]) -> int:
+        handlers = self._handlers
+        for event in events:
+            try:
+                handlers[event[0]](*event[1:])
+            except Exception as error:
+                context = {"message": f"engine event {event[0]} could not be served", "exception": error}
+                self._loop.call_exception_handler(context)
+        return len(events)
+
+    def _ask(self) -> None:
+        """A socket reached its end: see now whether the engine has said why. Any thread."""
+        held = False
+        for event in self._native.poll_events(BATCH):
+            if event[0] == _native.EV_FLOW_ENDED:
+                self._on_flow_ended(event[1], event[2])
+            else:
+                self._pending.append(event)
+                held = True
+        if held and not self._closed:
+            self._loop.call_soon_threadsafe(self._on_readable)
+
+    def _key(self, raw: bytes) -> NodePublic:
+        return self._keys.get(raw) or NodePublic(raw)
+
+    def _socket(
+        self, flow: int, fd: int, lip: bytes, lport: int, rip: bytes, rport: int, key: bytes
+    ) -> TunnelSocket:
+        sock = TunnelSocket(
+            fd,
+            local=Endpoint(from_packed(lip), lport),
+            remote=Endpoint(from_packed(rip), rport),
+            peer_key=self._key(key),
+            flow_id=flow,
+            ask=self._ask,
+        )
+        sock.error = self._ended.pop(flow, 0)
+        self._flows[flow] = sock
+        return sock
+
+    def _on_accepted(self, req: int, flow: int, fd: int, *names: Any) -> None:
+        sock = self._socket(flow, fd, *names)
+        listener = self._listeners.get(req)
+        if listener is None or not listener.offer(sock):
+            sock.close()
+
+    def _on_connected(self, req: int, flow: int, fd: int, *names: Any) -> None:
+        sock = self._socket(flow, fd, *names)
+        future, _ = self._connects.pop(req, (None, None))
+        if future is None or future.done():
+            sock.close()
+        else:
+            future.set_result(sock)
+
+    def _on_connect_failed(self, req: int, number: int) -> None:
+        future, target = self._connects.pop(req, (None, None))
+        if future is not None and target is not None and not future.done():
+            future.set_exception(dial_error(number, target))
+
+    def _on_flow_ended(self, flow: int, number: int) -> None:
+        sock = self._flows.get(flow)
+        if sock is not None:
+            sock.error = number
+        elif number and self._pending:
+            self._ended[flow] = number
+
+    def _on_listening(self, req: int, number: int) -> None:
+        future = self._starts.get(req)
+        if future is not None and not future.done():
+            future.set_result(number)
+
+    def _on_relay_send(self, key: bytes, region: int, data: bytes) -> None:
+        if self.on_relay_send is not None:
+            self.on_relay_send(region, self._key(key), data)
+
+    def _on_disco(self, ip: bytes, port: int, data: bytes) -> None:
+        if self.on_disco is not None:
+            self.on_disco(from_packed(ip), port, data)
+
+    def _on_stun(self, ip: bytes, port: int, data: bytes) -> None:
+        if self.on_stun is not None:
+            self.on_stun(from_packed(ip), port, data)
+
+    def _on_peer_send(self, key: bytes, wanted: int) -> None:
+        if self.on_peer_send is not None:
+            self.on_peer_send(self._key(key), bool(wanted))
+
+    def _on_peer_recv(self, key: bytes, ip: bytes, port: int, region: int, what: int) -> None:
+        if self.on_peer_recv is not None:
+            direct = Endpoint(from_packed(ip), port) if port else None
+            self.on_peer_recv(self._key(key), direct, region, what)
+
+    def _on_send_error(self, ip: bytes, port: int, number: int) -> None:
+        if self.on_send_error is not None:
+            self.on_send_error(from_packed(ip), port, number)
+
+    def _on_handshake(self, key: bytes, ok: int) -> None:
+        if self.on_handshake is not None:
+            self.on_handshake(self._key(key), bool(ok))
+
+    def _on_ping(self, req: int, rtt_ns: int) -> None:
+        future = self._pings.get(req)
+        if future is not None and not future.done():
+            future.set_result(rtt_ns)
+
+    def _on_udp(self, req: int, ip: bytes, port: int, data: bytes) -> None:
+        flow = self._datagrams.get(req)
+        if flow is not None:
+            flow.received(from_packed(ip), port, data)
+
+    def _on_lost(self, count: int) -> None:
+        self.lost_count += count

@@ -1,0 +1,94 @@
+"""Listener and Datagrams: what an Engine hands out besides sockets.
+
+A Listener is an async iterator over accepted connections, bounded by its backlog; Datagrams is one
+UDP port of the tunnel. Both end when closed, or with their engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Self
+
+from meshnode.base.addr import IP, Endpoint
+from meshnode.engine import _native
+from meshnode.engine.flow import TunnelSocket
+
+
+class Listener:
+    """Accepted connections of one tailnet port: `async for sock in listener`."""
+
+    def __init__(
+        self, forget: Callable[[int], None], req: int, address: Endpoint | None, port: int, backlog: int
+    ) -> None:
+        self._forget = forget
+        self._req = req
+        self._waiting: deque[TunnelSocket] = deque()
+        self._arrived = asyncio.Event()
+        self._closed = False
+        self.address = address
+        """None: every own address."""
+        self.port = port
+        self.backlog = max(1, backlog)
+        self.refused_count = 0
+        """Connections closed because nobody took them and the backlog was full."""
+
+    def offer(self, sock: TunnelSocket) -> bool:
+        """Queue a connection; False if there is no place for it."""
+        if self._closed or len(self._waiting) >= self.backlog:
+            self.refused_count += 1
+            return False
+        self._waiting.append(sock)
+        self._arrived.set()
+        return True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> TunnelSocket:
+        """The next connection; the iteration ends when the listener closes."""
+        while not self._waiting:
+            if self._closed:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+    def close(self) -> None:
+        """Stop listening; connections nobody took are closed, those taken live on. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._forget(self._req)
+        while self._waiting:
+            self._waiting.popleft().close()
+        self._arrived.set()
+
+
+class Datagrams:
+    """One UDP port of the tunnel."""
+
+    def __init__(
+        self,
+        native: _native.Engine,
+        forget: Callable[[int], None],
+        req: int,
+        received: Callable[[IP, int, bytes], None],
+    ) -> None:
+        self._native = native
+        self._forget = forget
+        self._req = req
+        self._closed = False
+        self.received = received
+
+    def send(self, ip: IP, port: int, data: bytes) -> None:
+        """Send one datagram; as with UDP, nothing says whether it arrives."""
+        if not self._closed:
+            self._native.udp_send(self._req, ip.packed, port, data)
+
+    def close(self) -> None:
+        """Give the port back. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._forget(self._req)
