@@ -49,7 +49,7 @@ def until(condition: Callable[[], T | None], timeout_s: float, what: str, *, int
 
 def missing_tools() -> list[str]:
     """What this machine lacks to hold a lab; empty when it can."""
-    missing = [tool for tool in ("ip", "nft", "curl", "openssl", "setpriv") if shutil.which(tool) is None]
+    missing = [tool for tool in ("ip", "nft", "curl", "openssl", "setpriv", "wg", "ping") if shutil.which(tool) is None]
     if os.geteuid() != 0:
         missing.append("root")
     return missing
