@@ -46,7 +46,7 @@ class Headscale:
 
     @property
     def folder(self) -> Path:
-        return self.host.folder / "headscale"
+        return self.host.folder / f"headscale-{self.port}"
 
     @property
     def config_path(self) -> Path:
@@ -59,7 +59,7 @@ class Headscale:
         # JSON is YAML: no writer of our own needed.
         self.config_path.write_text(json.dumps(self._config(), indent=1))
         argv = [str(binary("headscale", "headscale")), "-c", str(self.config_path), "serve"]
-        self.process = self.host.start("headscale", argv)
+        self.process = self.host.start(f"headscale-{self.port}", argv)
         self.process.wait_until(self._answers, READY_S, "headscale answers on its socket")
         return self
 
@@ -129,7 +129,7 @@ class Headscale:
         return relays
 
     def _socket_path(self) -> str:
-        return str(self.host.lab.sockets / "headscale.sock")
+        return str(self.host.lab.sockets / f"headscale-{self.port}.sock")
 
     def _run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         argv = [str(binary("headscale", "headscale")), "-c", str(self.config_path), *words]

@@ -49,6 +49,7 @@ class Meshnode:
     state: str | None = None
     serve: list[str] = field(default_factory=list)
     socks5: bool = True
+    extra: list[str] = field(default_factory=list)
     ca: Path | None = None
     process: Process | None = None
     ready: Ready | None = None
@@ -73,6 +74,7 @@ class Meshnode:
         argv += ["--socks5", SOCKS5] if self.socks5 else []
         for target in self.serve:
             argv += ["--serve", target]
+        argv += self.extra
         self.process = self.host.start(f"mesh-{self.name}", argv, **self._environment)
         return self.process
 

@@ -1,16 +1,12 @@
-"""Joining: what control and the stock nodes see of us, and what a bad key gets."""
+"""Joining: what control and the stock nodes see of us."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
-from interop.bed import Bed
 from interop.conftest import Town
-from interop.lab import LabError, until
+from interop.lab import until
 from interop.peers.headscale import addresses_of
-from interop.peers.meshnode import Meshnode
 from interop.peers.tailscaled import Tailscaled
 
 
@@ -59,56 +55,3 @@ def test_whois_and_ip_know_the_peers(town: Town) -> None:
     v4, v6 = town.mesh.addresses
     assert town.mesh.cli("ip").stdout.split() == [v4, v6]
     assert "stock" in town.mesh.cli("whois", town.stock.addresses[0]).stdout
-
-
-def _refusal(bed: Bed, name: str, key: str) -> tuple[int, str]:
-    """Join with a bad key; returns the exit code and what was said."""
-    host = bed.lab.host(name)
-    node = Meshnode(host, name, bed.headscale.url, key=key, socks5=False)
-    process = node.launch()
-    code = process.wait(20.0)
-    said = process.err()
-    assert key not in said + process.out(), "the key was printed"
-    return code, said
-
-
-@pytest.fixture(scope="module")
-def refusals(town: Town) -> dict[str, tuple[int, str]]:
-    """Exit code and words for each kind of key that control refuses."""
-    headscale = town.bed.headscale
-    spent = headscale.key(reusable=False)
-    user = Meshnode(town.bed.lab.host("once"), "once", headscale.url, key=spent, socks5=False)
-    user.start().stop()
-    return {
-        "wrong": _refusal(town.bed, "wrongkey", "hskey-auth-0123456789ab-" + "f" * 64),
-        "expired": _refusal(town.bed, "expiredkey", headscale.expired_key()),
-        "used": _refusal(town.bed, "usedkey", spent),
-    }
-
-
-@pytest.mark.parametrize("kind", ["wrong", "expired", "used"])
-def test_refused_key_ends_at_once_with_a_sentence(refusals: dict[str, tuple[int, str]], kind: str) -> None:
-    code, said = refusals[kind]
-    assert code not in (0, 1), f"no exit code of its own: {code}\n{said}"
-    last = said.strip().splitlines()[-1]
-    assert "key" in last.lower(), last
-    assert "Traceback" not in said
-
-
-def test_expired_and_used_are_told_apart(refusals: dict[str, tuple[int, str]]) -> None:
-    assert "expired" in refusals["expired"][1]
-    assert "used" in refusals["used"][1]
-
-
-def test_no_control_server_there(town: Town) -> None:
-    """A plain web server in place of control is named as such, with its own exit code."""
-    host = town.bed.lab.host("nocontrol")
-    node = Meshnode(host, "nocontrol", f"http://{town.stock.host.v4}:80", key="hskey-auth-x-y", socks5=False)
-    process = node.launch()
-    try:
-        code = process.wait(20.0)
-    except LabError as error:
-        raise AssertionError("still trying something that is no control server") from error
-    assert code not in (0, 1)
-    assert town.stock.host.v4 in process.err()
-    assert "Traceback" not in process.err()
