@@ -131,6 +131,11 @@ class Headscale:
     def _socket_path(self) -> str:
         return str(self.host.lab.sockets / f"headscale-{self.port}.sock")
 
+    def key_words(self) -> list[str]:
+        """The command line that makes another reusable key, for use by hand."""
+        argv = [str(binary("headscale", "headscale")), "-c", str(self.config_path)]
+        return [*argv, "preauthkeys", "create", "-u", self.user(), "--reusable", "-e", "1h"]
+
     def _run(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         argv = [str(binary("headscale", "headscale")), "-c", str(self.config_path), *words]
         return self.host.run(*argv, "-o", "json", "--force", check=check)

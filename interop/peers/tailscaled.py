@@ -52,17 +52,18 @@ class Tailscaled:
     def _listening(self) -> bool:
         return bool(self.cli("status", "--json", check=False).returncode == 0)
 
-    def _words(self, *words: str) -> list[str]:
+    def words(self, *words: str) -> list[str]:
+        """The `tailscale` command against this daemon."""
         return [str(binary(self.release, "tailscale")), "--socket", self._socket, *words]
 
     def cli(self, *words: str, check: bool = True, timeout_s: float = 40.0) -> Any:
         """Run `tailscale …` against this daemon."""
-        return self.host.run(*self._words(*words), check=check, timeout_s=timeout_s)
+        return self.host.run(*self.words(*words), check=check, timeout_s=timeout_s)
 
     def up_words(self, url: str, key: str) -> list[str]:
         """The command line that joins."""
         words = ["up", "--login-server", url, "--auth-key", key, "--hostname", self.name]
-        return self._words(*words, "--timeout", f"{JOIN_S:.0f}s", "--accept-dns=false")
+        return self.words(*words, "--timeout", f"{JOIN_S:.0f}s", "--accept-dns=false")
 
     def up(self, url: str, key: str) -> Tailscaled:
         """Join; returns when the node is Running."""
