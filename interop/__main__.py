@@ -30,8 +30,10 @@ def main() -> None:
         except FileNotFoundError:
             meshnode = "meshnode"
         enter = f"ip netns exec {here.namespace}"
+        key = here.folder / "key"
+        key.write_text(bed.headscale.key())
         trust = f"env SSL_CERT_FILE={bed.ca} " if bed.ca else ""
-        up = f"up --control-url {bed.headscale.url} --auth-key {bed.headscale.key()} --hostname mesh"
+        up = f"up --control-url {bed.headscale.url} --auth-key file:{key} --hostname mesh"
         print(f"logs and sockets   {lab.folder}  {lab.sockets}")
         print(f"a node             {enter} {trust}{meshnode} {up} --state-dir {here.folder}/state")
         print(f"another key        ip netns exec {lab.hub.namespace} {' '.join(bed.headscale.key_words())}")
