@@ -58,6 +58,8 @@ class Node:
     wireguard_only: bool = False
     jailed: bool = False
     """It may not open flows to us."""
+    peerapi_only: bool = False
+    """It may reach our peer API and nothing else; a rule that says otherwise voids all rules."""
     masquerade4: IP | None = None
     masquerade6: IP | None = None
 
@@ -197,6 +199,9 @@ class Netmap:
     grants: tuple[Grant, ...]
     domain: str = ""
     health: tuple[str, ...] = ()
+    """What control, or our reading of its rules, finds wrong; sentences for people."""
+    locked: bool = False
+    """The tailnet uses tailnet lock; its signatures are not verified here."""
 
     @property
     def suffix(self) -> str:
