@@ -95,6 +95,9 @@ class Tailscale:
     ca_file: str = setting("", "PEM file of further certificate authorities for control and relays", metavar="FILE")
     port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")
     mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
+    plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)
+    insecure_relays: bool = setting(False, "honour InsecureForTests of the relay map", flag=False)
+    use_loopback: bool = setting(False, "offer loopback addresses to peers: for nodes on one machine", flag=False)
 
 
 @dataclass(frozen=True, slots=True)

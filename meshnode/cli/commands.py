@@ -1,0 +1,202 @@
+"""The commands that ask a running node: one function each, blocking, over its socket.
+
+Text is for people and close to what `tailscale` prints; `--json` is for programs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from typing import Any, Final
+
+from meshnode.base.errors import ConfigError, MeshError, NameNotFound, PeerOffline, TimedOut
+from meshnode.local.client import Door
+from meshnode.local.paths import find_socket
+from meshnode.state.file import default_state_dir
+
+PING_INTERVAL_S: Final = 1.0
+UNTIL_DIRECT_MAX: Final = 10
+TIMEOUT_SLACK_S: Final = 2.0
+"""The node's own timeout comes first, so that its better message arrives."""
+
+
+def _door(parsed: argparse.Namespace) -> Door:
+    directory = parsed.state_dir or os.environ.get("MESHNODE_STATE_DIR") or os.environ.get("TS_STATE_DIR") or ""
+    if not directory and parsed.network:
+        directory = str(default_state_dir(os.environ, parsed.network))
+    return Door(find_socket(directory, os.environ))
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def run_version(parsed: argparse.Namespace) -> int:
+    """`meshnode version`."""
+    from meshnode import __version__
+
+    if parsed.json:
+        _print_json({"short": __version__, "long": __version__, "majorMinorPatch": __version__})
+    else:
+        print(__version__)
+    return 0
+
+
+def run_status(parsed: argparse.Namespace) -> int:
+    """`meshnode status`."""
+    status = _door(parsed).get("/status")
+    if parsed.json:
+        _print_json(status)
+        return 0
+    peers = sorted((status.get("Peer") or {}).values(), key=lambda peer: str(peer["DNSName"]))
+    rows = [_status_row(status, status["Self"], "-")] if status.get("Self") else []
+    rows += [_status_row(status, peer, _peer_state(peer)) for peer in peers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1] if rows else []
+    for row in rows:
+        print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]))
+    if status["BackendState"] != "Running":
+        print(f"{status['BackendState']}: {status.get('Reason', '')}".rstrip(": "))
+    for complaint in status.get("Health") or ():
+        print(f"# {complaint}")
+    return 0
+
+
+def _status_row(status: dict[str, Any], node: dict[str, Any], state: str) -> list[str]:
+    name = node["DNSName"].split(".")[0] or node["HostName"]
+    user = (status.get("User") or {}).get(str(node.get("UserID")), {})
+    owner = "tagged-devices" if node.get("Tags") else user.get("LoginName", "")
+    address = next(iter(node.get("TailscaleIPs") or ()), "-")
+    return [address, name, owner or "-", node.get("OS") or "-", state]
+
+
+def _peer_state(peer: dict[str, Any]) -> str:
+    if peer.get("CurAddr"):
+        way = f"direct {peer['CurAddr']}"
+    elif peer.get("Relay"):
+        way = f'relay "{peer["Relay"]}"'
+    else:
+        way = "no path"
+    if peer.get("Active"):
+        return f"active; {way}, tx {peer['TxBytes']} rx {peer['RxBytes']}"
+    return "idle" if peer.get("Online") is not False else "offline"
+
+
+def run_ping(parsed: argparse.Namespace) -> int:
+    """`meshnode ping PEER`: exit 0 if a pong came (with --until-direct: a direct one)."""
+    door = _door(parsed)
+    count = parsed.count if parsed.count is not None else (UNTIL_DIRECT_MAX if parsed.until_direct else 1)
+    if count < 1:
+        raise ConfigError(f"--count {count}: send at least one ping")
+    pongs = 0
+    for number in range(count):
+        if number:
+            time.sleep(PING_INTERVAL_S)
+        try:
+            pong = door.post(
+                "/ping", ip=parsed.peer, timeout=parsed.timeout, timeout_s=parsed.timeout + TIMEOUT_SLACK_S
+            )
+        except TimedOut as error:
+            print(error, file=sys.stderr)
+            continue
+        pongs += 1
+        _print_pong(pong, parsed.json)
+        if parsed.until_direct and pong["Endpoint"]:
+            return 0
+    if not pongs:
+        raise TimedOut(f"no reply from {parsed.peer}")
+    if parsed.until_direct:
+        raise PeerOffline(f"direct connection to {parsed.peer} not established")
+    return 0
+
+
+def _print_pong(pong: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(pong), flush=True)
+        return
+    via = pong["Endpoint"] or f"DERP({pong['DERPRegionCode']})"
+    if pong.get("IsLocalIP"):
+        via = "loopback"
+    print(
+        f"pong from {pong['NodeName']} ({pong['NodeIP']}) via {via} in {_rounded(pong['LatencySeconds'])}", flush=True
+    )
+
+
+def _rounded(seconds: float) -> str:
+    ms = seconds * 1000
+    return f"{ms:.0f}ms" if ms >= 10 else f"{ms:.2f}ms"
+
+
+def run_ip(parsed: argparse.Namespace) -> int:
+    """`meshnode ip [PEER]`."""
+    door = _door(parsed)
+    if parsed.peer:
+        addresses = door.get("/dns", name=parsed.peer)["Addresses"]
+    else:
+        addresses = door.get("/status").get("TailscaleIPs") or []
+    chosen = [ip for ip in addresses if (":" in ip) != parsed.only4 or not (parsed.only4 or parsed.only6)]
+    if parsed.only4 or parsed.only6:
+        chosen = [ip for ip in addresses if (":" in ip) == parsed.only6]
+    if not chosen:
+        raise NameNotFound("no address of that family" if addresses else "this node has no address yet")
+    print("\n".join(chosen))
+    return 0
+
+
+def run_whois(parsed: argparse.Namespace) -> int:
+    """`meshnode whois ADDRESS`."""
+    who = _door(parsed).get("/whois", addr=parsed.address)
+    if parsed.json:
+        _print_json(who)
+        return 0
+    node, user = who["Node"], who["UserProfile"]
+    print("Machine:")
+    print(f"  Name:          {node['Name'].rstrip('.')}")
+    print(f"  ID:            {node['StableID']}")
+    print(f"  Addresses:     [{' '.join(node['Addresses'])}]")
+    if node["Tags"]:
+        print(f"  Tags:          {', '.join(node['Tags'])}")
+    else:
+        print("User:")
+        print(f"  Name:     {user['LoginName']}")
+        print(f"  ID:       {user['ID']}")
+    if who["CapMap"]:
+        print("Capabilities:")
+        for name, values in who["CapMap"].items():
+            print(f"  - {name}{':' if values else ''}")
+            for value in values or ():
+                print(f"      {json.dumps(value)}")
+    return 0
+
+
+def run_dns(parsed: argparse.Namespace) -> int:
+    """`meshnode dns NAME`: one address per line."""
+    answer = _door(parsed).get("/dns", name=parsed.name)
+    if parsed.json:
+        _print_json(answer)
+    else:
+        print("\n".join(answer["Addresses"]))
+    return 0
+
+
+def run_logout(parsed: argparse.Namespace) -> int:
+    """`meshnode logout`: the node leaves the tailnet and its process ends."""
+    _door(parsed).post("/logout")
+    return 0
+
+
+def run_nc(parsed: argparse.Namespace) -> int:
+    """`meshnode nc HOST PORT`: each direction ends with its own end of file."""
+    if not 0 < parsed.port < 65536:
+        raise ConfigError(f"{parsed.port} is no port; use 1 to 65535")
+    sock, early = _door(parsed).dial(parsed.host, parsed.port, timeout_s=parsed.timeout)
+    from meshnode.cli.pump import pump
+
+    try:
+        with sock:
+            pump(sock, early, sys.stdin.fileno(), sys.stdout.fileno())
+    except ConnectionResetError:
+        raise MeshError(f"{parsed.host}:{parsed.port} reset the connection") from None
+    return 0

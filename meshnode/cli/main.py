@@ -1,0 +1,212 @@
+"""The command line: one parser per command, built only for the command that was asked for.
+
+Options of `up` come from the fields of `config.model`. Every error is one line on stderr and its own
+exit code (docs/reference/errors.md); `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, NoReturn
+
+from meshnode.base.errors import ConfigError, MeshError
+from meshnode.config.model import Secret, default_of, settings
+
+USAGE_EXIT: Final = 2
+SIGINT_EXIT: Final = 130
+
+
+class UsageError(ConfigError):
+    """The words of the command line do not fit."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """One line for a misuse instead of the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} --help")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A word after `meshnode`."""
+
+    help: str
+    run: str
+    """module:function, called with the parsed arguments; returns the exit code."""
+    arguments: Callable[[argparse.ArgumentParser], None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words or bool(os.environ.get("MESHNODE_DEBUG"))
+    try:
+        return _run(words)
+    except MeshError as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        _complain(str(error))
+        return exit_code_of(error)
+    except KeyboardInterrupt:
+        return SIGINT_EXIT
+    except BrokenPipeError:
+        # Whoever read our output has enough: end as other tools do, without a second complaint.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def exit_code_of(error: MeshError) -> int:
+    """The exit code of an error: that of its cause, if the cause says more (`NotReady`)."""
+    cause = error.__cause__
+    return cause.exit_code if isinstance(cause, MeshError) else error.exit_code
+
+
+def _complain(message: str) -> None:
+    from meshnode.run.log import redact
+
+    print("meshnode: " + redact(message).replace("\n", " "), file=sys.stderr)
+
+
+def _run(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return 0 if words else USAGE_EXIT
+    if words[0] in ("-V", "--version"):
+        words[0] = "version"
+    command = COMMANDS.get(words[0])
+    if command is None:
+        import difflib
+
+        close = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        tip = f"did you mean {close[0]}?" if close else "see meshnode --help"
+        raise UsageError(f"no command {words[0]!r}; {tip}")
+    parser = _Parser(prog=f"meshnode {words[0]}", description=command.help, allow_abbrev=False)
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    command.arguments(parser)
+    parsed = parser.parse_args(words[1:])
+    module, _, function = command.run.partition(":")
+    run: Callable[[argparse.Namespace], int] = getattr(import_module(module), function)
+    return run(parsed)
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return "usage: meshnode COMMAND [OPTION]…\n\n" + "\n".join(lines) + "\n\nmeshnode COMMAND --help shows the options."
+
+
+# --- arguments --------------------------------------------------------------------------------------
+
+
+def _up(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", metavar="FILE", help="TOML file with the same settings")
+    parser.add_argument("--network", metavar="NAME", help="which of the file's networks")
+    for section, item in settings():
+        if item.metadata["flag"]:
+            _add_setting(parser, section, item)
+
+
+def _add_setting(parser: argparse.ArgumentParser, section: str, item: Any) -> None:
+    about, default = item.metadata, default_of(item)
+    flag = "--" + item.name.replace("_", "-")
+    shown = "" if isinstance(default, Secret) or default in ("", (), False) else f" (default {default})"
+    unit = f" [{about['unit']}]" if about["unit"] else ""
+    text = (about["help"] + unit + shown).replace("%", "%%")
+    if isinstance(default, bool):
+        parser.add_argument(flag, action="store_true", default=None, help=text)
+    elif isinstance(default, tuple):
+        parser.add_argument(flag, action="append", default=None, metavar=about["metavar"], help=text)
+    elif about["choices"]:
+        parser.add_argument(flag, default=None, metavar="|".join(about["choices"]), help=text)
+    else:
+        parser.add_argument(flag, default=None, metavar=about["metavar"], help=text)
+
+
+def _door(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--state-dir", metavar="D|mem:", help="state directory of the running node")
+    parser.add_argument("--network", metavar="NAME", help="network whose default state directory is meant")
+
+
+def _json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _status(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    _json(parser)
+
+
+def _ping(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    _json(parser)
+    parser.add_argument("peer", metavar="PEER", help="name or tailnet address")
+    parser.add_argument("-c", "--count", type=int, default=None, metavar="N", help="pings to send (default 1)")
+    parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="wait for each pong (default 5)")
+    parser.add_argument(
+        "--until-direct", action="store_true", help="ping until a direct pong, at most N times (default 10)"
+    )
+
+
+def _ip(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    family = parser.add_mutually_exclusive_group()
+    family.add_argument("-4", dest="only4", action="store_true", help="IPv4 only")
+    family.add_argument("-6", dest="only6", action="store_true", help="IPv6 only")
+    parser.add_argument("peer", metavar="PEER", nargs="?", help="a peer's addresses instead of ours")
+
+
+def _whois(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    _json(parser)
+    parser.add_argument("address", metavar="ADDRESS", help="tailnet address, with or without port")
+
+
+def _nc(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    parser.add_argument("host", metavar="HOST")
+    parser.add_argument("port", metavar="PORT", type=int)
+    parser.add_argument("--timeout", type=float, default=10.0, metavar="S", help="give up connecting (default 10)")
+
+
+def _dns(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    _json(parser)
+    parser.add_argument("name", metavar="NAME", help="short or full name of a node")
+
+
+def _capability(parser: argparse.ArgumentParser) -> None:
+    _up(parser)
+    parser.add_argument("--spec", required=True, metavar="FILE", help="TOML file with the capabilities")
+    parser.add_argument("--token", required=True, metavar="T", help="bearer token: env:NAME or file:PATH")
+    parser.add_argument("--listen-port", dest="listen_port", type=int, metavar="N", help=argparse.SUPPRESS)
+
+
+def _demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", action="store_true", help="leave it running and print how to use it")
+
+
+COMMANDS: Final[dict[str, Command]] = {
+    "up": Command("join a tailnet and stay in the foreground", "meshnode.cli.up:run_up", _up),
+    "status": Command("what the running node knows", "meshnode.cli.commands:run_status", _status),
+    "ping": Command("reach a peer and show by which way", "meshnode.cli.commands:run_ping", _ping),
+    "ip": Command("tailnet addresses of this node or a peer", "meshnode.cli.commands:run_ip", _ip),
+    "whois": Command("who a tailnet address belongs to", "meshnode.cli.commands:run_whois", _whois),
+    "nc": Command("connect stdin and stdout to a tailnet port", "meshnode.cli.commands:run_nc", _nc),
+    "dns": Command("addresses of a name of the tailnet", "meshnode.cli.commands:run_dns", _dns),
+    "logout": Command("leave the tailnet and stop the running node", "meshnode.cli.commands:run_logout", _door),
+    "capability": Command("serve fixed commands over HTTP", "meshnode.serve.capability:run_command", _capability),
+    "demo": Command("two nodes, a relay and a control server here", "meshnode.demo:run_demo", _demo),
+    "version": Command("print the version", "meshnode.cli.commands:run_version", _json),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""Node: one member of a tailnet inside this process.
+
+    async with Node(control_url=…, auth_key=…, hostname="gpu-1", state_dir=…) as node:
+        await node.ready(timeout=30)
+        reader, writer = await node.open_connection("db-1", 5432)
+
+Entering starts it, leaving ends everything it started; nothing is global, several live in one loop.
+States: new → starting → ready → closed; a refusal by the control server ends it with that error,
+which `ready` and every later call raise. An ephemeral node logs out when it is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl as ssl_module
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from meshnode.base.addr import IP, parse_ip, split_host_port
+from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady
+from meshnode.config.load import check_control_url, check_hostname
+from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Secret
+from meshnode.netmap.model import Netmap
+from meshnode.netmap.names import Names
+from meshnode.netmap.rules import caps_towards_us
+from meshnode.node.events import Broadcast, Event
+from meshnode.node.status import Identity, Pong, Status
+from meshnode.run.clock import Clock
+from meshnode.run.log import get_logger
+from meshnode.run.scope import Scope
+
+if TYPE_CHECKING:
+    from meshnode.engine.flow import TunnelSocket
+    from meshnode.engine.listener import Listener
+    from meshnode.node.wiring import House
+    from meshnode.tunnel.listener import Callback, Server
+    from meshnode.tunnel.streams import TunnelWriter
+
+_log = get_logger("node")
+READY_TIMEOUT_S: Final = 60.0
+CONNECT_TIMEOUT_S: Final = 10.0
+PING_TIMEOUT_S: Final = 5.0
+LOGOUT_S: Final = 3.0
+"""What an ephemeral node spends on saying good-bye; then control's own timeout removes it."""
+BACKLOG: Final = 128
+
+
+class Node:
+    """A node of a tailnet. Enter it to start, leave it to stop."""
+
+    def __init__(
+        self,
+        *,
+        control_url: str = DEFAULT_CONTROL_URL,
+        auth_key: str | Secret = "",
+        hostname: str = "",
+        state_dir: str | os.PathLike[str] = "",
+        ephemeral: bool = False,
+        ca_file: str = "",
+        port: int = 0,
+        mtu: int = DEFAULT_MTU,
+        plain_relays: bool = False,
+        insecure_relays: bool = False,
+        use_loopback: bool = False,
+        clock: Clock | None = None,
+    ) -> None:
+        """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
+        without a directory). auth_key: needed when the state knows no identity that is still good.
+        port: UDP port, 0 = any. plain_relays, insecure_relays, use_loopback: for tests on one machine.
+        Raises ConfigError.
+        """
+        problem, self.control_url = check_control_url(control_url)
+        if problem:
+            raise ConfigError(f"control_url: {problem}")
+        problem, self.hostname = check_hostname(hostname)
+        if problem:
+            raise ConfigError(f"hostname: {problem}")
+        self.auth_key = auth_key if isinstance(auth_key, Secret) else Secret(auth_key)
+        directory = os.fspath(state_dir)
+        self.state_dir = "" if directory == MEMORY or (ephemeral and not directory) else directory or _usual()
+        """'' for a node that keeps nothing."""
+        self.ephemeral = ephemeral or not self.state_dir
+        self.ca_file = ca_file
+        self.port = port
+        self.mtu = mtu
+        self.plain_relays = plain_relays
+        self.insecure_relays = insecure_relays
+        self.use_loopback = use_loopback
+        self.clock = clock or Clock()
+        self._house: House | None = None
+        self._scope: Scope | None = None
+        self._broadcast = Broadcast()
+        self._names: Names | None = None
+        self._failure: asyncio.Future[MeshError] | None = None
+        self._doors: list[Server | Listener] = []
+        self._is_closed = False
+        self._is_logged_out = False
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """A node with the settings of a Config."""
+        tailscale = config.tailscale
+        directory = tailscale.state_dir
+        if not directory and not tailscale.ephemeral:
+            directory = _usual(config.network)
+        return cls(
+            control_url=tailscale.control_url,
+            auth_key=tailscale.auth_key,
+            hostname=tailscale.hostname,
+            state_dir=directory,
+            ephemeral=tailscale.ephemeral,
+            ca_file=tailscale.ca_file,
+            port=tailscale.port,
+            mtu=tailscale.mtu,
+            plain_relays=tailscale.plain_relays,
+            insecure_relays=tailscale.insecure_relays,
+            use_loopback=tailscale.use_loopback,
+        )
+
+    # --- life ---
+
+    async def __aenter__(self) -> Self:
+        if self._house is not None or self._is_closed:
+            raise RuntimeError("a Node is entered once; make another one")
+        from meshnode.node.wiring import House
+
+        self._failure = asyncio.get_running_loop().create_future()
+        self._scope = Scope("node")
+        self._house = House(self, self._scope, self._broadcast, on_failure=self.fail, on_netmap=self._on_netmap)
+        try:
+            await self._house.start()
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Stop: doors, then the good-bye of an ephemeral node, then every room. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for door in self._doors:
+            door.close()
+        servers, self._doors = self._doors, []
+        for server in servers:
+            if (end := getattr(server, "aclose", None)) is not None:
+                await end()
+        house, scope = self._house, self._scope
+        if house is not None:
+            if self.ephemeral and not self._is_logged_out:
+                await house.say_goodbye(LOGOUT_S)
+            await house.stop_talking()
+        if scope is not None:
+            await scope.aclose()
+        if house is not None:
+            await house.stop()
+        self._broadcast.close()
+        if self._failure is not None and not self._failure.done():
+            self._failure.cancel()
+
+    async def ready(self, timeout: float | None = READY_TIMEOUT_S) -> None:
+        """Wait until the netmap is in use and peers can reach us.
+
+        Raises what the control server refused us with, or NotReady after `timeout` seconds (its
+        `__cause__` is what stood in the way, if anything did).
+        """
+        house = self._running()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._or_failure(house.wait_ready())
+        except TimeoutError as error:
+            if isinstance(error, MeshError):
+                raise
+            reason, cause = house.what_it_waits_for()
+            raise NotReady(f"not ready after {timeout:g} s: {reason}") from cause
+
+    async def wait_failed(self) -> MeshError:
+        """Wait for the error that ends this node: a refusal by control, or a bug of ours."""
+        assert self._failure is not None
+        return await asyncio.shield(self._failure)
+
+    def fail(self, error: MeshError) -> None:
+        """The node cannot go on; `ready` and `wait_failed` tell."""
+        if self._failure is not None and not self._failure.done():
+            self._failure.set_result(error)
+
+    async def logout(self, timeout: float = LOGOUT_S) -> None:
+        """Leave the tailnet: control forgets an ephemeral node and expires another; our keys are erased."""
+        self._is_logged_out = True
+        await self._running().logout(timeout)
+
+    # --- connections ---
+
+    async def connect(self, host: str | IP, port: int, *, timeout: float | None = CONNECT_TIMEOUT_S) -> TunnelSocket:
+        """A connected TunnelSocket to a name (short or full) or address of the tailnet. DialError says why not."""
+        return await self._running().dialer.dial(host, port, timeout=timeout)
+
+    async def open_connection(
+        self,
+        host: str | IP,
+        port: int,
+        *,
+        ssl: ssl_module.SSLContext | None = None,
+        server_hostname: str | None = None,
+        timeout: float | None = CONNECT_TIMEOUT_S,
+        limit: int = 65536,
+    ) -> tuple[asyncio.StreamReader, TunnelWriter]:
+        """As asyncio.open_connection, inside the tailnet."""
+        from meshnode.tunnel.streams import open_streams
+
+        sock = await self.connect(host, port, timeout=timeout)
+        return await open_streams(sock, ssl=ssl, server_hostname=server_hostname or str(host), limit=limit)
+
+    async def listen(self, port: int, *, host: str | IP | None = None, backlog: int = BACKLOG) -> Listener:
+        """An async iterator of accepted TunnelSockets on our addresses (or `host`, one of them). Close it."""
+        address = parse_ip(host) if isinstance(host, str) else host
+        listener = await self._running().engine.listen(address, port, backlog)
+        self._doors.append(listener)
+        return listener
+
+    async def start_server(
+        self,
+        callback: Callback,
+        port: int,
+        *,
+        host: str | IP | None = None,
+        ssl: ssl_module.SSLContext | None = None,
+        backlog: int = BACKLOG,
+        limit: int = 65536,
+    ) -> Server:
+        """As asyncio.start_server, on a port of our tailnet addresses."""
+        from meshnode.tunnel.listener import Server as TunnelServer
+
+        listener = await self.listen(port, host=host, backlog=backlog)
+        self._doors.remove(listener)
+        server = TunnelServer(listener, callback, ssl=ssl, limit=limit)
+        self._doors.append(server)
+        return server
+
+    # --- knowledge ---
+
+    @property
+    def netmap(self) -> Netmap | None:
+        """The newest snapshot; None before the first."""
+        return self._house.netmap.value if self._house else None
+
+    @property
+    def name(self) -> str:
+        """Our name as control gave it; the one we ask for before that."""
+        netmap = self.netmap
+        return netmap.self_node.name if netmap else self.hostname
+
+    @property
+    def addresses(self) -> tuple[IP, ...]:
+        """Our tailnet addresses, IPv4 first; empty before the first netmap."""
+        netmap = self.netmap
+        return netmap.self_node.ips if netmap else ()
+
+    def status(self) -> Status:
+        """Everything at this moment; no I/O."""
+        return self._running().status()
+
+    def whois(self, address: str | IP | tuple[Any, ...]) -> Identity | None:
+        """Who an address belongs to: an IP, `ip:port` text, or a peername tuple. None: nobody we see."""
+        netmap = self.netmap
+        if netmap is None:
+            return None
+        try:
+            ip = _address_in(address)
+        except ValueError:
+            raise NameNotFound(f"{address!r} is no address; whois wants an IP, with or without port") from None
+        owner = self.names().owner(ip)
+        if owner is None:
+            return None
+        return Identity(owner, netmap.users.get(owner.user_id), caps_towards_us(netmap, ip))
+
+    def names(self) -> Names:
+        """Look-ups over the newest netmap. DialError before the first."""
+        if self._names is None:
+            if self.netmap is None:
+                raise DialError("this node has no netmap yet; wait for ready()")
+            self._names = Names(self.netmap)
+        return self._names
+
+    def resolve(self, host: str) -> tuple[IP, ...]:
+        """Addresses of a name of the tailnet, or of an address in text. NameNotFound with the nearest names."""
+        names = self.names()
+        found = names.addresses(host)
+        if len(found) == 1 and names.owner(found[0]) is None and str(found[0]) == host.strip("[]").lower():
+            raise NameNotFound(f"{host} belongs to no node this one sees")
+        return found
+
+    async def ping(self, host: str | IP, *, timeout: float = PING_TIMEOUT_S) -> Pong:
+        """Reach a peer by the path of the moment, without the tunnel. TimedOut if no pong comes."""
+        return await self._running().ping(str(host), timeout)
+
+    def events(self) -> AsyncIterator[Event]:
+        """What happens from now on; bounded, a slow reader is told what it missed."""
+        return self._broadcast.subscribe()
+
+    # --- inside ---
+
+    def _running(self) -> House:
+        if self._house is None or self._is_closed:
+            raise DialError("this node is not running; use it inside its `async with`")
+        if self._failure is not None and self._failure.done() and not self._failure.cancelled():
+            raise self._failure.result()
+        return self._house
+
+    def _on_netmap(self, _: Netmap) -> None:
+        self._names = None
+
+    async def _or_failure(self, work: Any) -> None:
+        assert self._failure is not None
+        async with Scope("ready") as scope:
+            waiting = scope.spawn(work, "wait")
+            await asyncio.wait({waiting, self._failure}, return_when=asyncio.FIRST_COMPLETED)
+            if self._failure.done():
+                raise self._failure.result()
+
+
+def _usual(network: str = "default") -> str:
+    from meshnode.state.file import default_state_dir
+
+    return str(default_state_dir(os.environ, network))
+
+
+def _address_in(address: str | IP | tuple[Any, ...]) -> IP:
+    if isinstance(address, tuple):
+        return parse_ip(str(address[0]))
+    if not isinstance(address, str):
+        return address
+    try:
+        return parse_ip(address.strip("[]"))
+    except ValueError:
+        return parse_ip(split_host_port(address)[0])

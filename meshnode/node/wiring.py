@@ -1,0 +1,474 @@
+"""House: who receives whose events, the only map of the house.
+
+Builds engine, paths, relays and control, introduces them to each other by callables, and takes them
+down again. Nothing here decides about protocol; `follow` and `home` hold the few decisions of this
+layer. Order of start: state, engine, paths, relays, control; of the end: the reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from meshnode.base.addr import Endpoint, RegionId
+from meshnode.base.errors import EngineError, ListenError, MeshError, NameNotFound, StateError
+from meshnode.base.keys import DiscoPrivate, MachinePublic, NodePublic
+from meshnode.control.client import ControlClient, ControlConfig, ControlState, Keys, LoginResult, Phase
+from meshnode.control.hostinfo import gather
+from meshnode.engine.engine import Engine
+from meshnode.netmap.model import Changes, Netmap
+from meshnode.netmap.model import Node as NetmapNode
+from meshnode.netmap.rules import describe
+from meshnode.netmap.tailcfg import EndpointKind
+from meshnode.node.events import Broadcast, ControlChanged, NetmapChanged, PathChanged, RelayChanged
+from meshnode.node.follow import EngineFace, Follower
+from meshnode.node.home import HomeKeeper
+from meshnode.node.status import ACTIVE_S, PeerTraffic, Pong, RelayHome, Status
+from meshnode.relay.pool import RelayPool, RelayState
+from meshnode.run.log import get_logger
+from meshnode.run.scope import Scope
+from meshnode.run.snapshot import Snapshot
+from meshnode.state.file import FileStore
+from meshnode.state.memory import MemoryStore
+from meshnode.state.store import State, Store
+from meshnode.tunnel.dialer import Dialer
+from meshnode.underlay.disco import Discovery
+from meshnode.underlay.endpoints import local_endpoints
+from meshnode.wire.disco import is_disco
+
+if TYPE_CHECKING:
+    from meshnode.node.node import Node
+
+RELAY_GRACE_S: Final = 0.2
+"""How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
+ENDPOINTS_EVERY_S: Final = 10.0
+SAVE_DELAY_S: Final = 0.05
+
+_log = get_logger("node")
+
+_BACKEND: Final = {
+    Phase.STARTING: "Starting",
+    Phase.CONNECTING: "Starting",
+    Phase.NEEDS_LOGIN: "NeedsLogin",
+    Phase.NEEDS_APPROVAL: "NeedsMachineAuth",
+    Phase.RUNNING: "Running",
+    Phase.DEGRADED: "Running",
+    Phase.EXPIRED: "NeedsLogin",
+    Phase.LOGGED_OUT: "NeedsLogin",
+    Phase.FAILED: "Stopped",
+}
+
+
+class House:
+    """The rooms of one running node."""
+
+    def __init__(
+        self,
+        node: Node,
+        scope: Scope,
+        broadcast: Broadcast,
+        *,
+        on_failure: Callable[[MeshError], None],
+        on_netmap: Callable[[Netmap], None],
+    ) -> None:
+        self._node = node
+        self._clock = node.clock
+        self._scope = scope
+        self._broadcast = broadcast
+        self._on_failure = on_failure
+        self._on_netmap_seen = on_netmap
+        self.netmap: Snapshot[Netmap | None] = Snapshot(None)
+        self.endpoints: tuple[Endpoint, ...] = ()
+        self._store: Store = FileStore(node.state_dir) if node.state_dir else MemoryStore()
+        self._state: State
+        self._is_dirty = asyncio.Event()
+        self._control_task: asyncio.Task[Any] | None = None
+        self.engine: Engine
+        self._rooms = contextlib.AsyncExitStack()
+
+    # --- start ---
+
+    async def start(self) -> None:
+        """Bring every room up. StateError, ListenError; what control says comes later."""
+        self._store.lock()
+        self._rooms.callback(self._store.close)
+        self._state = self._load_state()
+        await self._start_engine()
+        self._start_paths()
+        self._start_control()
+        self._introduce()
+        self._refresh_endpoints()
+        self._control_task = self._scope.spawn(self._run_control(), "control")
+        self._scope.spawn(self._watch_endpoints(), "endpoints")
+        self._scope.spawn(self._keep_saving(), "state")
+        self._scope.spawn(self._watch_bugs(), "bugs")
+
+    def _load_state(self) -> State:
+        node = self._node
+        state = self._store.load()
+        if state is None:
+            state = State.fresh(self._clock.entropy, node.control_url)
+        elif state.control_url != node.control_url:
+            _log.info("another control server than last time: joining as a new node", was=state.control_url)
+            state = state.moved_to(node.control_url, self._clock.entropy)
+        else:
+            return state
+        # Saved before control hears of it: a crash in between finds the same identity again.
+        self._store.save(state)
+        return state
+
+    async def _start_engine(self) -> None:
+        node = self._node
+        try:
+            self.engine = await Engine.start(
+                self._state.node, port=node.port, mtu=node.mtu, timestamp_floor=self._state.timestamp_floor
+            )
+        except OSError as error:
+            tip = (
+                "choose another with --port, or 0 for any"
+                if error.errno == errno.EADDRINUSE
+                else "see the system's log"
+            )
+            reason = (error.strerror or str(error)).lower()
+            raise ListenError(f"UDP port {node.port} cannot be used for the tunnel: {reason}; {tip}") from None
+        self._rooms.push_async_callback(self.engine.aclose)
+        self.dialer = Dialer(self.engine.connect, node.resolve)
+
+    def _start_paths(self) -> None:
+        node, state = self._node, self._state
+        disco = DiscoPrivate.generate(self._clock.entropy)
+        public = state.node.public()
+        self.discovery = Discovery(disco, public, clock=self._clock, loopback_ok=node.use_loopback)
+        self._rooms.callback(self.discovery.close)
+        self.pool = RelayPool(
+            state.node,
+            clock=self._clock,
+            ca_file=node.ca_file,
+            allow_insecure=node.insecure_relays,
+            plain=node.plain_relays,
+        )
+        self._rooms.push_async_callback(self.pool.aclose)
+        self.home = HomeKeeper(choose=self.pool.set_home, report=self._report_home, preferred=state.home_region)
+        self._rooms.callback(self.home.close)
+
+    def _start_control(self) -> None:
+        node, state = self._node, self._state
+        config = ControlConfig(
+            url=node.control_url,
+            auth_key=node.auth_key.reveal(),
+            known=bool(state.node_id),
+            ephemeral=node.ephemeral,
+            ca_file=node.ca_file,
+            pinned_key=state.control_key,
+        )
+        self.control = ControlClient(
+            config,
+            Keys(state.machine, state.node, self.discovery.public, state.old_node),
+            gather(node.hostname or machine_name(), log_id=state.log_id, userspace=True),
+            clock=self._clock,
+            on_netmap=self._on_netmap,
+            on_state=self._on_control_state,
+            on_login=self._on_login,
+            on_keys=self._on_keys,
+            on_pin=self._on_pin,
+        )
+
+    def _introduce(self) -> None:
+        """Who calls whom."""
+        engine, discovery, pool = self.engine, self.discovery, self.pool
+        engine.on_disco = discovery.on_disco
+        engine.on_relay_send = self._relay_send
+        engine.on_peer_send = discovery.on_send
+        engine.on_peer_recv = discovery.on_recv
+        engine.on_send_error = discovery.on_send_error
+        engine.on_handshake = discovery.on_handshake
+        discovery.send_udp = engine.send_raw
+        discovery.send_relay = pool.send
+        discovery.set_path = engine.set_path
+        discovery.kick = engine.kick
+        discovery.notify = self._on_path
+        pool.on_packet = self._on_relay_packet
+        pool.on_state = self._on_relay_state
+        pool.on_peer_gone = discovery.on_peer_gone
+        self._follower = Follower(
+            engine=cast(EngineFace, engine),
+            on_peer=discovery.on_netmap_peer,
+            on_peer_gone=discovery.on_netmap_removed,
+            on_relays=self._on_relays,
+        )
+
+    # --- end ---
+
+    async def say_goodbye(self, timeout_s: float) -> None:
+        """Log an ephemeral node out, so that it is gone at once; its state is erased."""
+        if self._control_task is None or self.netmap.value is None:
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.control.logout(timeout_s)
+        except (MeshError, OSError, TimeoutError) as error:
+            _log.warning("could not log out; control forgets this ephemeral node by itself", error=str(error))
+            return
+        _log.info("logged out")
+        with contextlib.suppress(StateError):
+            self._store.erase()
+        self._control_task = None
+
+    async def logout(self, timeout_s: float) -> None:
+        """Expire this node at the server, then forget its keys. ControlError: the server did not confirm."""
+        await self.control.logout(timeout_s)
+        if self._node.ephemeral:
+            self._store.erase()
+        else:
+            # The machine stays the same: a later login with a new key gets its name and address back.
+            self._state = self._state.moved_to(self._node.control_url, self._clock.entropy)
+            self._store.save(self._state)
+        self._control_task = None
+
+    async def stop_talking(self) -> None:
+        """Save what changed last, if this identity goes on."""
+        if self._control_task is not None and hasattr(self, "_state"):
+            self._remember_clock()
+            if self._is_dirty.is_set():
+                self._save()
+
+    async def stop(self) -> None:
+        """Close every room, the last opened first."""
+        await self._rooms.aclose()
+
+    # --- what rooms say ---
+
+    async def _run_control(self) -> None:
+        try:
+            await self.control.run()
+        except MeshError as error:
+            self._on_failure(error)
+
+    async def _watch_bugs(self) -> None:
+        """A task that died of something unexpected ends the node, loudly."""
+        error = await asyncio.shield(self._scope.failed)
+        if isinstance(error, MeshError):
+            self._on_failure(error)
+        else:
+            failure = EngineError(f"a part of the node failed: {type(error).__name__}: {error}; please report this")
+            failure.__cause__ = error
+            self._on_failure(failure)
+
+    def _on_netmap(self, netmap: Netmap, changes: Changes) -> None:
+        is_first = self.netmap.value is None
+        self._follower.apply(netmap, changes)
+        self._on_netmap_seen(netmap)
+        self.netmap.publish(netmap)
+        self._broadcast.publish(NetmapChanged(netmap, changes))
+        if is_first:
+            own = netmap.self_node
+            _log.info("netmap in use", name=own.name, addresses=",".join(map(str, own.ips)), peers=len(netmap.peers))
+            self._check_name(netmap)
+        if is_first or changes.self_changed:
+            self._remember_self(netmap)
+
+    def _check_name(self, netmap: Netmap) -> None:
+        wanted = self._node.hostname.lower()
+        if wanted and netmap.self_node.label != wanted:
+            _log.warning("control gave us another name than we asked for", wanted=wanted, name=netmap.self_node.name)
+
+    def _on_login(self, result: LoginResult) -> None:
+        _log.info("registered", with_auth_key=result.used_auth_key, authorized=result.authorized)
+
+    def _on_control_state(self, state: ControlState) -> None:
+        _log.info("control", phase=state.phase.value, **({"reason": state.reason} if state.reason else {}))
+        self._broadcast.publish(ControlChanged(state.phase.value, state.reason, state.url))
+
+    def _on_keys(self, keys: Keys) -> None:
+        """A rotation was accepted: persist first, then use."""
+        self._state = replace(self._state, machine=keys.machine, node=keys.node, old_node=keys.old_node)
+        self._save()
+        self.engine.set_private_key(keys.node)
+        self.pool.set_private_key(keys.node)
+        self.discovery.set_node_key(keys.node.public())
+
+    def _on_pin(self, key: MachinePublic) -> None:
+        if key != self._state.control_key:
+            self._state = replace(self._state, control_key=key)
+            self._is_dirty.set()
+
+    def _on_relays(self, relays: Any) -> None:
+        self.pool.set_map(relays)
+        self.home.on_map(relays)
+
+    def _relay_send(self, region: int, peer: NodePublic, data: bytes) -> bool:
+        return self.pool.send(RegionId(region), peer, data)
+
+    def _on_relay_packet(self, region: RegionId, sender: NodePublic, data: bytes) -> None:
+        if is_disco(data):
+            self.discovery.on_relay_disco(region, sender, data)
+        else:
+            self.engine.inject(region, sender, data)
+
+    def _on_relay_state(self, region: RegionId, state: RelayState) -> None:
+        is_connected = state is RelayState.CONNECTED
+        if is_connected:
+            self.discovery.relay_up(region)
+        elif state is RelayState.DOWN:
+            self.discovery.relay_down(region)
+        self.home.on_relay(region, is_connected)
+        _log.info("relay", region=region, state=state.value, home=region == self.home.region)
+        self._broadcast.publish(RelayChanged(region, is_connected, region == self.home.region))
+
+    def _report_home(self, region: RegionId) -> None:
+        self.control.update(home_region=region)
+        if region != self._state.home_region:
+            self._state = replace(self._state, home_region=region)
+            self._is_dirty.set()
+
+    def _on_path(self, key: NodePublic, old: str, new: str, reason: str) -> None:
+        peer = self._peer_by_key(key)
+        if peer is None:
+            return
+        found = self.discovery.status(key)
+        endpoint = found.endpoint if found is not None else None
+        way = {"endpoint": str(endpoint)} if endpoint else {}
+        _log.info("path", peer=peer.label or key.short, state=new, was=old, reason=reason, **way)
+        self._broadcast.publish(PathChanged(peer, old, new, reason, endpoint))
+
+    def _peer_by_key(self, key: NodePublic) -> NetmapNode | None:
+        netmap = self.netmap.value
+        return next((p for p in netmap.peers.values() if p.key == key), None) if netmap else None
+
+    # --- our endpoints, our state ---
+
+    async def _watch_endpoints(self) -> None:
+        while True:
+            await asyncio.sleep(ENDPOINTS_EVERY_S)
+            self._refresh_endpoints()
+
+    def _refresh_endpoints(self) -> None:
+        found = tuple(local_endpoints(self.engine.port4, self.engine.port6, loopback_ok=self._node.use_loopback))
+        if found == self.endpoints:
+            return
+        gone = {e.ip for e in self.endpoints} - {e.ip for e in found}
+        self.endpoints = found
+        self.discovery.set_endpoints(found)
+        if gone:
+            self.discovery.on_link_change(gone)
+        self.control.update(endpoints=[(endpoint, EndpointKind.LOCAL) for endpoint in found])
+
+    def _remember_self(self, netmap: Netmap) -> None:
+        own = netmap.self_node
+        self._state = replace(self._state, node_id=own.stable_id, name=own.name, addresses=own.ips)
+        self._is_dirty.set()
+
+    def _remember_clock(self) -> None:
+        floor = self.engine.last_timestamp()
+        if floor != self._state.timestamp_floor:
+            self._state = replace(self._state, timestamp_floor=floor)
+            self._is_dirty.set()
+
+    async def _keep_saving(self) -> None:
+        while True:
+            await self._is_dirty.wait()
+            await asyncio.sleep(SAVE_DELAY_S)
+            self._remember_clock()
+            self._save()
+
+    def _save(self) -> None:
+        """Write the state now. A full disk is a warning: the node goes on, and tries at the next change."""
+        self._is_dirty.clear()
+        self._state = replace(self._state, updated_at=self._clock.wall())
+        try:
+            self._store.save(self._state)
+        except StateError as error:
+            _log.warning("state not saved", error=str(error))
+
+    # --- questions ---
+
+    async def wait_ready(self) -> None:
+        """The netmap is in use, and the home relay connected or given its grace."""
+        await self.netmap.until(lambda netmap: netmap is not None)
+        if self.home.is_needed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELAY_GRACE_S):
+                    await self.home.settled.wait()
+
+    def what_it_waits_for(self) -> tuple[str, MeshError | None]:
+        """For NotReady: a sentence, and the error that stands in the way."""
+        state = self.control.state
+        detail = f"; {state.reason}" if state.reason else ""
+        return f"{state.phase.value} at {self._node.control_url}{detail}", state.error
+
+    async def ping(self, host: str, timeout_s: float) -> Pong:
+        """One DISCO ping to a peer, by name or address."""
+        node = self._node.names().node(host)
+        netmap = self.netmap.value
+        if node is None or netmap is None:
+            self._node.resolve(host)  # raises with the nearest names
+            raise NameNotFound(f"{host} is a name, but no node's; nothing to ping")
+        if node.id == netmap.self_node.id:
+            return Pong(node, node.ips[0], 0.0, None, is_self=True)
+        result = await self.discovery.ping(node.key, timeout_s)
+        region = netmap.relays.regions.get(result.region)
+        code = region.code if region else str(result.region)
+        return Pong(node, node.ips[0], result.latency_s, result.endpoint, result.region, code)
+
+    def status(self) -> Status:
+        """Everything at this moment."""
+        netmap, state = self.netmap.value, self.control.state
+        wall, now = self._clock.wall(), self._clock.now()
+        region = netmap.relays.regions.get(self.home.region) if netmap else None
+        return Status(
+            version=_version(),
+            backend_state=_BACKEND[state.phase],
+            reason=state.reason,
+            since=wall - (now - state.since) if state.since else wall,
+            auth_url=state.url,
+            netmap=netmap,
+            home=RelayHome(self.home.region, region.code if region else "", self.home.settled.is_set()),
+            endpoints=self.endpoints,
+            traffic={p.id: self._traffic(p.key, wall, now) for p in netmap.peers.values()} if netmap else {},
+            health=netmap.health if netmap else (),
+            filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
+            counters=self.engine.stats() | self.discovery.counters() | {"engine_lost": self.engine.lost_count},
+        )
+
+    def _traffic(self, key: NodePublic, wall: float, now: float) -> PeerTraffic:
+        try:
+            stats = self.engine.peer_stats(key)
+        except KeyError:
+            return PeerTraffic()
+        handshake_ns, found = stats.get("last_handshake_ns", 0), self.discovery.status(key)
+        age = (self._clock.boot_ns() - handshake_ns) / 1e9
+        traffic = PeerTraffic(
+            rx_bytes=stats["rx_bytes"],
+            tx_bytes=stats["tx_bytes"],
+            last_handshake=wall - age if handshake_ns else None,
+            is_active=bool(handshake_ns) and age < ACTIVE_S,
+        )
+        if found is None:
+            return traffic
+        return replace(
+            traffic,
+            path_state=found.state,
+            since=wall - (now - found.since),
+            reason=found.reason,
+            endpoint=found.endpoint,
+            latency_s=found.latency_s,
+            candidates=tuple(str(c) for c in found.candidates),
+        )
+
+
+def machine_name() -> str:
+    """The first label of this machine's name, made fit for DNS."""
+    label = socket.gethostname().partition(".")[0].lower()
+    fit = "".join(c if c.isalnum() and c.isascii() else "-" for c in label).strip("-")[:63]
+    return fit or "meshnode"
+
+
+def _version() -> str:
+    from meshnode import __version__
+
+    return __version__
