@@ -1,0 +1,407 @@
+"""Reach the server: TCP, TLS, /key, upgrade, Noise.
+
+A Pipe is one TCP or TLS connection. `dial` turns a Server into a Link: an open control channel on
+a pipe, with the server's key verified. One connection serves /key and the upgrade when the server
+keeps it alive. https means TLS on the URL's port and nothing else; http means plaintext. A
+certificate that does not verify ends the attempt: there is no way around it.
+Source: docs/protocol/control.md 2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+from base64 import b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+from meshnode.base.bounds import KEY_REPLY_MAX
+from meshnode.base.errors import (
+    CertificateError,
+    ConfigError,
+    ControlError,
+    KeyFormatError,
+    MeshError,
+    NotAControlServer,
+    RemoteProtocolError,
+    VersionRejected,
+)
+from meshnode.base.keys import Entropy, MachinePrivate, MachinePublic
+from meshnode.netmap import tailcfg
+from meshnode.wire.control import HANDSHAKE_HEADER, UPGRADE_PATH, UPGRADE_PROTOCOL, ClientChannel
+from meshnode.wire.http1 import ClientHttp, Response
+from meshnode.wire.noise import HandshakeError
+
+DIAL_TIMEOUT_S: Final = 10.0
+USER_AGENT: Final = "meshnode"
+UNREAD_MAX: Final = 1 << 20
+"""Bytes held for a reader that is not there yet; beyond, the socket is not read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A control URL taken apart."""
+
+    scheme: str
+    host: str
+    port: int
+    prefix: str = ""
+    """Path before /key and /machine/…; the upgrade itself is always at the root."""
+
+    @classmethod
+    def parse(cls, url: str) -> Server:
+        """ConfigError for anything that is no http or https URL with a host."""
+        parts = urlsplit(url.strip())
+        if parts.scheme not in ("http", "https"):
+            raise ConfigError(f"control_url: {url!r} has no scheme; try https://{url.split('://')[-1]}")
+        try:
+            port = parts.port
+        except ValueError:
+            raise ConfigError(f"control_url: {url!r} has an impossible port") from None
+        if not parts.hostname:
+            raise ConfigError(f"control_url: {url!r} names no host")
+        if parts.username is not None:
+            raise ConfigError("control_url: a control server takes no user name; remove it from the URL")
+        host = "controlplane.tailscale.com" if parts.hostname == "login.tailscale.com" else parts.hostname
+        return cls(parts.scheme, host, port or _default_port(parts.scheme), parts.path.rstrip("/"))
+
+    @property
+    def authority(self) -> str:
+        """The Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """The URL again."""
+        return f"{self.scheme}://{self.authority}{self.prefix}"
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the connection is TLS."""
+        return self.scheme == "https"
+
+
+def _default_port(scheme: str) -> int:
+    return 443 if scheme == "https" else 80
+
+
+class KeyMismatch(ControlError):
+    """The server does not hold the key we expect."""
+
+
+class Pipe(asyncio.Protocol):
+    """One connection: `read` during set-up, callbacks after `attach`."""
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.error: Exception | None = None
+        self.ended = False
+        self._unread = bytearray()
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_data: Callable[[bytes], None] | None = None
+        self._on_end: Callable[[Exception | None], None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """asyncio's callback, also after a TLS upgrade."""
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """asyncio's callback."""
+        if self._on_data is not None:
+            self._on_data(data)
+            return
+        self._unread += data
+        if len(self._unread) > UNREAD_MAX and self.transport is not None:
+            self.transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        """asyncio's callback: an end is an end, nothing half-open here."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio's callback."""
+        self.ended, self.error = True, exc
+        self._wake()
+        if self._on_end is not None:
+            self._on_end(exc)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def read(self) -> bytes:
+        """What has come, or b'' at the end of the stream. The caller bounds the wait."""
+        while not self._unread and not self.ended:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        data = bytes(self._unread)
+        self._unread.clear()
+        if self.transport is not None and not self.ended:
+            self.transport.resume_reading()
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Send; silently nothing once the connection ended, its reader learns of that."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(data)
+
+    def attach(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
+        """From now on call back; bytes and an end that came before are handed over at once."""
+        self._on_data, self._on_end = on_data, on_end
+        data = bytes(self._unread)
+        self._unread.clear()
+        if self.transport is not None and not self.ended:
+            self.transport.resume_reading()
+        if data:
+            on_data(data)
+        if self.ended:
+            on_end(self.error)
+
+    def close(self) -> None:
+        """Close now; what was written may be lost."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    def close_gently(self) -> None:
+        """Close after what was written has left."""
+        if self.transport is not None:
+            self.transport.close()
+
+
+@dataclass(slots=True)
+class Link:
+    """An open control channel."""
+
+    server: Server
+    pipe: Pipe
+    channel: ClientChannel
+    key: MachinePublic
+    early: bytes
+    """Plaintext that came with the handshake."""
+
+
+def make_tls(ca_file: str) -> ssl.SSLContext:
+    """A verifying context: this CA file, or the system's. ConfigError if the file is none."""
+    try:
+        context = ssl.create_default_context(cafile=ca_file or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(f"ca_file: {ca_file!r} cannot be used: {_reason(error)}") from None
+    context.set_alpn_protocols(["http/1.1"])  # never h2: the upgrade needs HTTP/1.1
+    return context
+
+
+async def open_pipe(server: Server, tls: ssl.SSLContext | None, proxy: str = "") -> Pipe:
+    """Connect. ControlError says what kept us, CertificateError if TLS did not verify."""
+    loop = asyncio.get_running_loop()
+    try:
+        if proxy:
+            return await _through_proxy(server, tls, proxy)
+        name = server.host if server.is_tls else None
+        context = tls if server.is_tls else None
+        _, pipe = await loop.create_connection(Pipe, server.host, server.port, ssl=context, server_hostname=name)
+        return pipe
+    except ssl.SSLCertVerificationError as error:
+        raise CertificateError(
+            f"the certificate of {server.authority} is not trusted: {error.verify_message}; "
+            "if its CA is your own, name its file with --ca-file"
+        ) from None
+    except ssl.SSLError as error:
+        raise NotAControlServer(
+            f"{server.authority} does not speak TLS as expected ({_reason(error)}); check the scheme and port of "
+            f"{server.url}"
+        ) from None
+    except OSError as error:
+        raise ControlError(f"cannot reach control server {server.authority}: {_reason(error)}") from None
+
+
+async def _through_proxy(server: Server, tls: ssl.SSLContext | None, proxy: str) -> Pipe:
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if parts.scheme != "http" or not parts.hostname:
+        raise ConfigError("proxy: only http://[user:password@]host:port is understood")
+    loop = asyncio.get_running_loop()
+    _, pipe = await loop.create_connection(Pipe, parts.hostname, parts.port or 3128)
+    target = f"{f'[{server.host}]' if ':' in server.host else server.host}:{server.port}"
+    headers: list[tuple[str, str]] = []
+    if parts.username is not None:
+        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+        headers.append(("Proxy-Authorization", "Basic " + b64encode(pair).decode()))
+    pipe.write(_connect_head(target, headers))
+    head = bytearray()
+    while b"\r\n\r\n" not in head and len(head) < 16_384 and (data := await pipe.read()):
+        head += data
+    status = head.split(b"\r\n", 1)[0].split(b" ")
+    if len(status) < 2 or status[1] != b"200":
+        pipe.close()
+        shown = b" ".join(status[1:])[:100].decode("latin-1") or "nothing"
+        raise ControlError(f"the proxy {parts.hostname} would not connect to {target}: it answered {shown}")
+    if server.is_tls:
+        assert pipe.transport is not None and tls is not None
+        secured = await loop.start_tls(pipe.transport, pipe, tls, server_hostname=server.host)
+        assert secured is not None
+        pipe.transport = secured
+    return pipe
+
+
+def _connect_head(target: str, headers: list[tuple[str, str]]) -> bytes:
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *(f"{name}: {value}" for name, value in headers)]
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+async def exchange(
+    pipe: Pipe, http: ClientHttp, request: bytes, server: Server
+) -> Response:  # fmt: skip
+    """One request and its answer. NotAControlServer if what comes is not HTTP."""
+    pipe.write(request)
+    try:
+        while True:
+            data = await pipe.read()
+            answer = http.receive(data)
+            if answer is not None:
+                return answer
+            if not data:
+                raise ControlError(f"{server.authority} closed the connection without an answer")
+    except RemoteProtocolError as error:
+        if pipe.ended:
+            raise ControlError(f"{server.authority} closed the connection without an answer") from None
+        raise NotAControlServer(f"{server.authority} does not answer as a web server: {error}") from None
+
+
+async def dial(
+    server: Server,
+    machine: MachinePrivate,
+    *,
+    version: int,
+    entropy: Entropy,
+    tls: ssl.SSLContext | None,
+    expected: MachinePublic | None = None,
+    proxy: str = "",
+) -> Link:
+    """An open channel. With `expected` no key is fetched, and any other is a KeyMismatch.
+
+    Raises ControlError and its kin, each a sentence for people, within DIAL_TIMEOUT_S.
+    """
+    pipe: Pipe | None = None
+    try:
+        async with asyncio.timeout(DIAL_TIMEOUT_S):
+            pipe = await open_pipe(server, tls, proxy)
+            http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
+            key = expected
+            if key is None:
+                key, reusable = await _fetch_key(pipe, http, server, version)
+                if not reusable:
+                    pipe.close_gently()
+                    pipe = await open_pipe(server, tls, proxy)
+                    http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
+            return await _upgrade(pipe, http, server, machine, key, version, entropy)
+    except TimeoutError:
+        _close(pipe)
+        raise ControlError(
+            f"cannot reach control server {server.authority}: no answer within {DIAL_TIMEOUT_S:.0f} s"
+        ) from None
+    except BaseException:
+        _close(pipe)
+        raise
+
+
+def _close(pipe: Pipe | None) -> None:
+    if pipe is not None:
+        with contextlib.suppress(OSError):
+            pipe.close()
+
+
+async def _fetch_key(pipe: Pipe, http: ClientHttp, server: Server, version: int) -> tuple[MachinePublic, bool]:
+    request = http.request("GET", f"{server.prefix}/key?v={version}", [("User-Agent", USER_AGENT)])
+    answer = await exchange(pipe, http, request, server)
+    if answer.status != 200:
+        raise _key_refusal(answer, server, version)
+    body = answer.body.strip()
+    if not body:
+        raise VersionRejected(f"{server.authority} refuses capability version {version}; upgrade meshnode")
+    if len(body) == 64 and all(c in b"0123456789abcdefABCDEF" for c in body):
+        raise NotAControlServer(f"the control server {server.authority} is too old: it does not know Noise")
+    try:
+        key = MachinePublic.parse(tailcfg.parse_key_reply(body).public_key or "")
+    except (RemoteProtocolError, KeyFormatError):
+        raise _not_control(server, "its answer to /key is no key") from None
+    if key.is_zero:
+        raise NotAControlServer(f"the control server {server.authority} has no Noise key")
+    return key, answer.reusable
+
+
+def _key_refusal(answer: Response, server: Server, version: int) -> MeshError:
+    text = _first_words(answer.body)
+    if answer.status == 400 and "https" in text.lower():
+        return NotAControlServer(f"{server.authority} wants TLS; try https:// in the control URL")
+    if answer.status == 400 and "version" in text.lower():
+        return VersionRejected(f"{server.authority} refuses capability version {version} (it said {text})")
+    if answer.status in (301, 302, 303, 307, 308):
+        return NotAControlServer(
+            f"{server.url} redirects to {answer.headers.get('location', 'elsewhere')!r}; use that address itself"
+        )
+    if answer.status >= 500:
+        return ControlError(f"control server {server.authority} failed with {answer.status} at /key")
+    return _not_control(server, f"it answered {answer.status} to /key")
+
+
+def _not_control(server: Server, why: str) -> NotAControlServer:
+    return NotAControlServer(
+        f"{server.url} does not look like a Tailscale or Headscale control server ({why}); check the control URL"
+    )
+
+
+async def _upgrade(
+    pipe: Pipe,
+    http: ClientHttp,
+    server: Server,
+    machine: MachinePrivate,
+    key: MachinePublic,
+    version: int,
+    entropy: Entropy,
+) -> Link:
+    channel = ClientChannel(machine, key, version, entropy)
+    headers = [(HANDSHAKE_HEADER, channel.header_value), ("User-Agent", USER_AGENT)]
+    answer = await exchange(pipe, http, http.upgrade("POST", UPGRADE_PATH, UPGRADE_PROTOCOL, headers), server)
+    if answer.status != 101 or answer.headers.get("upgrade", "").lower() != UPGRADE_PROTOCOL:
+        raise _upgrade_refusal(answer, server)
+    try:
+        early = channel.receive(answer.rest)
+        while not channel.is_open:
+            data = await pipe.read()
+            if not data:
+                raise VersionRejected(
+                    f"{server.authority} closed the handshake; most likely capability version {version} is below its "
+                    "minimum: upgrade meshnode"
+                )
+            early += channel.receive(data)
+    except HandshakeError:
+        raise KeyMismatch(f"the control server {server.authority} does not hold the key {key}") from None
+    except RemoteProtocolError as error:
+        raise ControlError(f"the handshake with {server.authority} failed: {error}") from None
+    return Link(server, pipe, channel, key, early)
+
+
+def _upgrade_refusal(answer: Response, server: Server) -> MeshError:
+    text = _first_words(answer.body)
+    if answer.status in (404, 405):
+        return _not_control(server, f"it answered {answer.status} to {UPGRADE_PATH}")
+    return ControlError(
+        f"{server.authority} did not upgrade the connection ({answer.status}: {text}); a proxy in front of it probably "
+        f"strips the Upgrade header: it must pass 'Upgrade: {UPGRADE_PROTOCOL}' on POST"
+    )
+
+
+def _first_words(body: bytes) -> str:
+    return '"' + " ".join(body[:200].decode("utf-8", "replace").split()) + '"'
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, ssl.SSLError) and error.reason:
+        return error.reason.replace("_", " ").lower()
+    text = getattr(error, "strerror", None) or str(error)
+    return text or type(error).__name__
