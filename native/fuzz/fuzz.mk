@@ -14,11 +14,11 @@ fuzz-build: $(addprefix $(FUZZ_BUILD)/fuzz_,$(FUZZ_TARGETS))
 
 $(FUZZ_BUILD)/%.o: $(NATIVE)/%.c
 	@mkdir -p $(dir $@)
-	$(FUZZ_CC) $(FUZZ_FLAGS) -c $< -o $@
+	@$(FUZZ_CC) $(FUZZ_FLAGS) -c $< -o $@
 
 $(FUZZ_BUILD)/fuzz_%: $(FUZZ_DIR)/fuzz_%.c $(FUZZ_OBJECTS)
 	@mkdir -p $(dir $@)
-	$(FUZZ_CC) $(filter-out -MMD -MP,$(FUZZ_FLAGS)) -fsanitize=fuzzer $^ -o $@ $(LIBS)
+	@$(FUZZ_CC) $(filter-out -MMD -MP,$(FUZZ_FLAGS)) -fsanitize=fuzzer $^ -o $@ $(LIBS)
 
 # New inputs go to build/found/<name>; fuzz-merge folds what they add into the kept corpus.
 fuzz: fuzz-build
@@ -44,7 +44,7 @@ fuzz-merge: fuzz-build
 # Without clang: replay.c is a main that feeds each file named on its command line to the target.
 $(BUILD)/replay_%: $(FUZZ_DIR)/fuzz_%.c $(FUZZ_DIR)/replay.c $(OBJECTS)
 	@mkdir -p $(dir $@)
-	$(CC) $(filter-out -MMD -MP,$(FLAGS)) -DMN_FUZZING $^ -o $@ $(LIBS)
+	@$(CC) $(filter-out -MMD -MP,$(FLAGS)) -DMN_FUZZING $^ -o $@ $(LIBS)
 
 fuzz-replay: $(addprefix $(BUILD)/replay_,$(FUZZ_TARGETS))
 	@for t in $(FUZZ_TARGETS); do \
