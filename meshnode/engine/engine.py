@@ -158,9 +158,7 @@ class Engine:
         """Our tailnet addresses, all of them."""
         self._native.set_addresses([a.packed for a in addresses])
 
-    def upsert_peer(
-        self, key: NodePublic, prefixes: Iterable[Prefix], psk: bytes = b"", keepalive_s: int = 0
-    ) -> None:
+    def upsert_peer(self, key: NodePublic, prefixes: Iterable[Prefix], psk: bytes = b"", keepalive_s: int = 0) -> None:
         """Add a peer or replace what is known of it; its prefixes are exactly these."""
         self._keys[key.raw] = key
         wanted = [(p.network_address.packed, p.prefixlen) for p in prefixes]
@@ -351,9 +349,7 @@ class Engine:
     def _key(self, raw: bytes) -> NodePublic:
         return self._keys.get(raw) or NodePublic(raw)
 
-    def _socket(
-        self, flow: int, fd: int, lip: bytes, lport: int, rip: bytes, rport: int, key: bytes
-    ) -> TunnelSocket:
+    def _socket(self, flow: int, fd: int, lip: bytes, lport: int, rip: bytes, rport: int, key: bytes) -> TunnelSocket:
         sock = TunnelSocket(
             fd,
             local=Endpoint(from_packed(lip), lport),

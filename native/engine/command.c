@@ -51,7 +51,8 @@ void mn_commands_destroy(struct mn_commands *q)
 /* Under the lock: 0 taken, -EAGAIN full, -ENOBUFS a packet too many. */
 static int admit(struct mn_commands *q, const struct mn_command *cmd)
 {
-    if (is_packet(cmd) && (q->packet_bytes + cmd->len > MN_COMMAND_PACKET_BYTES || q->count > MN_COMMANDS_MAX * 3 / 4)) {
+    if (is_packet(cmd) &&
+        (q->packet_bytes + cmd->len > MN_COMMAND_PACKET_BYTES || q->count > MN_COMMANDS_MAX * 3 / 4)) {
         q->packets_dropped++;
         return -ENOBUFS;
     }

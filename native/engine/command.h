@@ -1,7 +1,8 @@
 /* Commands, Python → engine: a bounded ring behind a mutex, with an eventfd written only while the engine sleeps.
  *
  * A command is a small struct; what does not fit travels in a heap blob that the engine frees. Packets
- * that came by relay (INJECT, SEND_RAW, UDP_SEND) are bounded by bytes besides: a packet may be lost, a decision not. */
+ * that came by relay (INJECT, SEND_RAW, UDP_SEND) are bounded by bytes besides: a packet may be lost, a decision not.
+ */
 #ifndef MN_ENGINE_COMMAND_H
 #define MN_ENGINE_COMMAND_H
 
@@ -30,7 +31,7 @@ enum mn_command_kind {
     MN_CMD_UDP_OPEN,
     MN_CMD_UDP_SEND, /* blob */
     MN_CMD_UDP_CLOSE,
-    MN_CMD_STATS,      /* answered in place: see mn_engine_call */
+    MN_CMD_STATS, /* answered in place: see mn_engine_call */
     MN_CMD_PEER_STATS,
     MN_CMDS,
 };

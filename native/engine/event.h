@@ -45,13 +45,13 @@ enum {
 
 struct mn_event {
     uint8_t kind;
-    uint8_t what;     /* PEER_RECV's kind of packet, PEER_SEND's wanted, HANDSHAKE's ok */
+    uint8_t what; /* PEER_RECV's kind of packet, PEER_SEND's wanted, HANDSHAKE's ok */
     uint16_t region;
     int32_t err;
     int32_t fd;
-    uint32_t len;     /* bytes of data behind the struct */
+    uint32_t len; /* bytes of data behind the struct */
     uint64_t req;
-    uint64_t value;   /* flow id, round-trip time, how many were lost */
+    uint64_t value; /* flow id, round-trip time, how many were lost */
     struct mn_ep local, remote;
     uint8_t key[32];
 };
@@ -64,7 +64,7 @@ struct mn_lane {
 struct mn_events {
     pthread_mutex_t lock;
     int fd;
-    bool is_dirty;    /* posted since the last mn_events_signal; the engine's alone */
+    bool is_dirty; /* posted since the last mn_events_signal; the engine's alone */
     bool is_signalled;
     uint64_t lost, lost_total;
     struct mn_lane lanes[MN_LANES];

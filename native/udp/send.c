@@ -13,7 +13,6 @@
 
 #define PLAIN_FOR_NS (600ull * 1000000000ull)
 
-
 static bool is_plain_destination(const struct mn_socks *s, const struct mn_ep *to)
 {
     for (int i = 0; i < MN_SOCK_PLAIN_MAX; i++)
@@ -82,8 +81,8 @@ static void send_plain(struct mn_socks *s, const struct mn_sock_run *run, uint8_
     for (size_t at = 0; at < run->len && n < MN_SOCK_SEGS_MAX; at += run->seg, n++) {
         size_t left = run->len - at;
         iov[n] = (struct iovec){data + at, left < run->seg ? left : run->seg};
-        msgs[n].msg_hdr = (struct msghdr){
-            .msg_name = addr, .msg_namelen = run->addr_len, .msg_iov = &iov[n], .msg_iovlen = 1};
+        msgs[n].msg_hdr =
+            (struct msghdr){.msg_name = addr, .msg_namelen = run->addr_len, .msg_iov = &iov[n], .msg_iovlen = 1};
     }
     for (unsigned done = 0; done < n;) {
         int err = 0;
@@ -121,8 +120,7 @@ static void fill_message(struct batch *b, unsigned i, struct mn_sock_run *run, u
 {
     b->iov[i] = (struct iovec){data, run->len};
     struct msghdr *h = &b->msgs[i].msg_hdr;
-    *h = (struct msghdr){
-        .msg_name = run->addr, .msg_namelen = run->addr_len, .msg_iov = &b->iov[i], .msg_iovlen = 1};
+    *h = (struct msghdr){.msg_name = run->addr, .msg_namelen = run->addr_len, .msg_iov = &b->iov[i], .msg_iovlen = 1};
     if (run->count < 2)
         return;
     memset(b->control[i], 0, sizeof b->control[i]);

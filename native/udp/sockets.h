@@ -34,9 +34,9 @@ enum {
 };
 
 struct mn_sock_config {
-    uint16_t port;               /* 0: any */
-    bool use4, use6;             /* which families to try */
-    struct mn_ip bind4, bind6;   /* local addresses; all zero: any */
+    uint16_t port;             /* 0: any */
+    bool use4, use6;           /* which families to try */
+    struct mn_ip bind4, bind6; /* local addresses; all zero: any */
 };
 
 /* The system calls that can fail in interesting ways; tests put their own here. */

@@ -1,0 +1,77 @@
+/* What a fork leaves behind in the child: memory of engines whose threads stayed in the parent.
+ *
+ * The one list of engines in the process; it exists because pthread_atfork takes no argument. In the child each
+ * engine is marked dead and its descriptors are closed, so that a long-lived child keeps no connection
+ * of its parent half open. The applications' ends belong to Python. Session keys are zero already: their
+ * memory is wiped on fork. */
+#include <unistd.h>
+
+#include "internal.h"
+
+static pthread_mutex_t list_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t hooked = PTHREAD_ONCE_INIT;
+static struct mn_engine *first_live;
+
+static void close_one(int *fd)
+{
+    if (*fd >= 0)
+        close(*fd);
+    *fd = -1;
+}
+
+static void disown(struct mn_engine *e)
+{
+    atomic_store(&e->is_forked, true);
+    close_one(&e->socks.fd[0]);
+    close_one(&e->socks.fd[1]);
+    close_one(&e->epoll_fd);
+    close_one(&e->commands.fd);
+    close_one(&e->events.fd);
+    for (uint32_t i = 0; i < e->flows.high && i < MN_FLOWS_MAX; i++)
+        if (e->flows.table[i].id != 0)
+            mn_stream_close(&e->flows.table[i].stream);
+}
+
+static void before_fork(void)
+{
+    pthread_mutex_lock(&list_lock);
+}
+
+static void in_parent(void)
+{
+    pthread_mutex_unlock(&list_lock);
+}
+
+static void in_child(void)
+{
+    for (struct mn_engine *e = first_live; e != NULL; e = e->next_live)
+        disown(e);
+    first_live = NULL;
+    pthread_mutex_unlock(&list_lock);
+}
+
+static void hook(void)
+{
+    (void)pthread_atfork(before_fork, in_parent, in_child);
+}
+
+void mn_fork_register(struct mn_engine *e)
+{
+    (void)pthread_once(&hooked, hook);
+    pthread_mutex_lock(&list_lock);
+    e->next_live = first_live;
+    first_live = e;
+    pthread_mutex_unlock(&list_lock);
+}
+
+void mn_fork_forget(struct mn_engine *e)
+{
+    pthread_mutex_lock(&list_lock);
+    for (struct mn_engine **at = &first_live; *at != NULL; at = &(*at)->next_live) {
+        if (*at == e) {
+            *at = e->next_live;
+            break;
+        }
+    }
+    pthread_mutex_unlock(&list_lock);
+}

@@ -1,0 +1,72 @@
+/* struct mn_engine and what its files know of each other. Not for anyone outside engine/. */
+#ifndef MN_ENGINE_INTERNAL_H
+#define MN_ENGINE_INTERNAL_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "../tcp/stack.h"
+#include "../wg/wg.h"
+#include "engine.h"
+#include "flows.h"
+#include "requests.h"
+#include "tunnel.h"
+
+#define MN_NS_PER_MS 1000000ull
+#define MN_NS_PER_S 1000000000ull
+
+/* Tags of what epoll watches; a flow's is its id. */
+#define MN_TAG_UDP4 (UINT64_MAX - 0)
+#define MN_TAG_UDP6 (UINT64_MAX - 1)
+#define MN_TAG_COMMANDS (UINT64_MAX - 2)
+
+#define MN_ENGINE_COUNTERS(X)                                                                                          \
+    X(turns)                                                                                                           \
+    X(sleeps) X(commands) X(command_errors) X(rx_unknown) X(rx_disco) X(rx_stun) X(rx_no_peer) X(tx_no_path)           \
+        X(tx_relay) X(tx_deferred_lost) X(accept_refused) X(flows_opened) X(flows_refused) X(app_bytes_in)             \
+            X(app_bytes_out) X(app_reads) X(app_writes)
+
+struct mn_engine_stats {
+#define X(name) uint64_t name;
+    MN_ENGINE_COUNTERS(X)
+#undef X
+};
+
+/* One synchronous question at a time; a caller that gave up is told apart by its number. */
+struct mn_calls {
+    pthread_mutex_t turn; /* held by the caller throughout */
+    pthread_mutex_t lock;
+    pthread_cond_t answered;
+    uint64_t asked, done;
+    struct mn_answer answer;
+};
+
+struct mn_engine {
+    struct mn_engine *next_live; /* fork.c's list */
+    struct mn_socks socks;
+    struct mn_wg *wg;
+    struct mn_stack *stack;
+    struct mn_events events;
+    struct mn_commands commands;
+    struct mn_tunnel tunnel;
+    struct mn_flows flows;
+    struct mn_requests requests;
+    struct mn_calls calls;
+    struct mn_engine_stats stats;
+    uint64_t now_ns;
+    uint64_t worked_at, gap_ns; /* when a turn last did something; mean pause between such turns */
+    size_t mtu;
+    int epoll_fd;
+    bool is_started, is_joined;
+    pthread_t thread;
+    atomic_bool wants_stop, has_stopped, is_forked;
+};
+
+uint64_t mn_clock_ns(void); /* boot time */
+void mn_random(void *ctx, uint8_t *p, size_t n);
+
+/* fork.c: engines alive in this process, so that a forked child can disown them. */
+void mn_fork_register(struct mn_engine *e);
+void mn_fork_forget(struct mn_engine *e);
+
+#endif

@@ -1,0 +1,95 @@
+/* Events about traffic and their throttles. See tell.h. */
+#include "tell.h"
+
+#include <string.h>
+
+#include "internal.h"
+
+#define THROTTLE_NS (100 * MN_NS_PER_MS)
+#define ERROR_THROTTLE_NS MN_NS_PER_S
+
+void mn_tell_relay_send(struct mn_engine *e, const uint8_t key[32], uint16_t region, const uint8_t *pkt, size_t len)
+{
+    struct mn_event ev = {.kind = MN_EV_RELAY_SEND, .region = region};
+    memcpy(ev.key, key, sizeof ev.key);
+    mn_events_post_data(&e->events, MN_LANE_RELAY, &ev, pkt, len);
+}
+
+void mn_tell_datagram(struct mn_engine *e, enum mn_event_kind kind, const struct mn_ep *from, const uint8_t *data,
+                      size_t len)
+{
+    struct mn_event ev = {.kind = (uint8_t)kind, .remote = *from};
+    mn_events_post_data(&e->events, MN_LANE_DATAGRAM, &ev, data, len);
+}
+
+void mn_tell_handshake(struct mn_engine *e, const struct mn_peer *p, bool ok)
+{
+    struct mn_event ev = {.kind = MN_EV_HANDSHAKE, .what = ok};
+    memcpy(ev.key, p->key, sizeof ev.key);
+    (void)mn_events_post_hint(&e->events, &ev);
+}
+
+void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted)
+{
+    bool is_news = p->send_told_at == 0 || wanted != p->was_wanted;
+    if (!is_news && e->now_ns - p->send_told_at < THROTTLE_NS)
+        return;
+    p->send_told_at = e->now_ns;
+    p->was_wanted = wanted;
+    struct mn_event ev = {.kind = MN_EV_PEER_SEND, .what = wanted};
+    memcpy(ev.key, p->key, sizeof ev.key);
+    (void)mn_events_post_hint(&e->events, &ev);
+}
+
+/* The memory of what was told about this path; a new path takes the place of the one first in line. */
+static struct mn_told *told_of(struct mn_peer *p, const struct mn_path *from)
+{
+    if (mn_path_equal(&p->told[p->last_told].path, from))
+        return &p->told[p->last_told];
+    for (uint8_t i = 0; i < MN_TOLD_PATHS; i++) {
+        if (mn_path_equal(&p->told[i].path, from)) {
+            p->last_told = i;
+            return &p->told[i];
+        }
+    }
+    p->last_told = p->next_told;
+    p->next_told = (uint8_t)((p->next_told + 1) % MN_TOLD_PATHS);
+    struct mn_told *fresh = &p->told[p->last_told];
+    memset(fresh, 0, sizeof *fresh);
+    fresh->path = *from;
+    return fresh;
+}
+
+void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_path *from, uint8_t what)
+{
+    struct mn_told *told = told_of(p, from);
+    if (told->at[what] != 0 && e->now_ns - told->at[what] < THROTTLE_NS)
+        return;
+    told->at[what] = e->now_ns;
+    struct mn_event ev = {.kind = MN_EV_PEER_RECV, .what = what, .region = from->region};
+    if (from->region == 0)
+        ev.remote = from->ep;
+    memcpy(ev.key, p->key, sizeof ev.key);
+    (void)mn_events_post_hint(&e->events, &ev);
+}
+
+void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err)
+{
+    struct mn_engine *e = ctx;
+    struct mn_error_told *slot = &e->tunnel.errors[0];
+    for (int i = 0; i < MN_ERRORS_TOLD; i++) {
+        struct mn_error_told *t = &e->tunnel.errors[i];
+        if (t->at != 0 && t->err == err && mn_ep_equal(&t->to, to)) {
+            slot = t;
+            break;
+        }
+        if (t->at < slot->at)
+            slot = t;
+    }
+    bool is_same = slot->at != 0 && slot->err == err && mn_ep_equal(&slot->to, to);
+    if (is_same && e->now_ns - slot->at < ERROR_THROTTLE_NS)
+        return;
+    *slot = (struct mn_error_told){.to = *to, .err = err, .at = e->now_ns};
+    struct mn_event ev = {.kind = MN_EV_SEND_ERROR, .remote = *to, .err = err};
+    (void)mn_events_post_hint(&e->events, &ev);
+}

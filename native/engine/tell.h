@@ -1,0 +1,25 @@
+/* What Python hears of traffic: packets it must carry or read, and throttled hints for the path machine. */
+#ifndef MN_ENGINE_TELL_H
+#define MN_ENGINE_TELL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "event.h"
+
+struct mn_engine;
+struct mn_peer;
+
+void mn_tell_relay_send(struct mn_engine *e, const uint8_t key[32], uint16_t region, const uint8_t *pkt, size_t len);
+void mn_tell_datagram(struct mn_engine *e, enum mn_event_kind kind, const struct mn_ep *from, const uint8_t *data,
+                      size_t len);
+void mn_tell_handshake(struct mn_engine *e, const struct mn_peer *p, bool ok);
+/* At most one per peer per 100 ms, at once after a pause or when the answer to "is there a path" changed. */
+void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted);
+/* At most one per peer, path and kind per 100 ms, at once when one of them is new. */
+void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_path *from, uint8_t what);
+/* The sockets' on_error: at most one per destination and errno per second. */
+void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err);
+
+#endif

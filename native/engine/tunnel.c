@@ -1,0 +1,417 @@
+/* Paths and messages. See tunnel.h. What Python hears of them is in tell.c. */
+#include "tunnel.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../udp/classify.h"
+#include "internal.h"
+#include "tell.h"
+
+enum { PEERS_FIRST = 16, UNSENT_FRESH_S = 5 };
+
+int mn_tunnel_init(struct mn_engine *e)
+{
+    struct mn_tunnel *t = &e->tunnel;
+    t->scratch = malloc(e->mtu + MN_WG_OVERHEAD + MN_WG_PADDING);
+    t->out_peer = MN_PEER_NONE;
+    return t->scratch != NULL ? 0 : -ENOMEM;
+}
+
+void mn_tunnel_destroy(struct mn_engine *e)
+{
+    free(e->tunnel.scratch);
+    free(e->tunnel.peers);
+}
+
+static struct mn_peer *peer_of(const struct mn_engine *e, uint32_t peer)
+{
+    if (peer >= e->tunnel.cap || !e->tunnel.peers[peer].is_used)
+        return NULL;
+    return &e->tunnel.peers[peer];
+}
+
+const uint8_t *mn_tunnel_key(const struct mn_engine *e, uint32_t peer)
+{
+    const struct mn_peer *p = peer_of(e, peer);
+    return p != NULL ? p->key : e->tunnel.own_key;
+}
+
+/* ---- which way ---- */
+
+static bool goes_direct(const struct mn_peer *p)
+{
+    return (p->mode & MN_MODE_DIRECT) != 0 && p->direct.port != 0;
+}
+
+static bool goes_by_relay(const struct mn_peer *p)
+{
+    return (p->mode & MN_MODE_RELAY) != 0 && p->region != 0;
+}
+_Static_assert((MN_MODE_DIRECT | MN_MODE_RELAY) == MN_MODE_BOTH, "modes are bits");
+
+static void send_direct(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
+{
+    p->tx_direct += len;
+    mn_sock_put(&e->socks, &p->direct, pkt, len);
+}
+
+static void send_by_relay(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
+{
+    p->tx_relay += len;
+    e->stats.tx_relay++;
+    mn_tell_relay_send(e, p->key, p->region, pkt, len);
+}
+
+static void send_initiation(struct mn_engine *e, struct mn_peer *p, unsigned attempt, const uint8_t *pkt, size_t len)
+{
+    bool direct = goes_direct(p), relay = goes_by_relay(p);
+    if (!direct && !relay) {
+        e->stats.tx_no_path++;
+        if (len <= sizeof p->unsent) {
+            memcpy(p->unsent, pkt, len);
+            p->unsent_len = (uint16_t)len;
+            p->unsent_at = e->now_ns;
+        }
+        mn_tell_peer_send(e, p, true);
+    } else if (direct && (!relay || attempt % 2 == 1)) {
+        send_direct(e, p, pkt, len);
+    } else {
+        send_by_relay(e, p, pkt, len);
+    }
+}
+
+/* Data by every path in use; false if there is none. */
+static bool send_data(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
+{
+    bool direct = goes_direct(p), relay = goes_by_relay(p);
+    if (direct)
+        send_direct(e, p, pkt, len);
+    if (relay)
+        send_by_relay(e, p, pkt, len);
+    if (!direct && !relay)
+        e->stats.tx_no_path++;
+    return direct || relay;
+}
+
+/* An answer goes where its question came from; by relay to the node that asked. */
+static void send_answer(struct mn_engine *e, uint32_t peer, const struct mn_path *to, const uint8_t *pkt, size_t len)
+{
+    struct mn_peer *p = peer_of(e, peer);
+    if (to->region == 0) {
+        if (p != NULL)
+            p->tx_direct += len;
+        mn_sock_put(&e->socks, &to->ep, pkt, len);
+        return;
+    }
+    const uint8_t *key = p != NULL ? p->key : e->tunnel.sender;
+    if (key == NULL)
+        return;
+    if (p != NULL)
+        p->tx_relay += len;
+    e->stats.tx_relay++;
+    mn_tell_relay_send(e, key, to->region, pkt, len);
+}
+
+/* ---- the device's upcalls ---- */
+
+static void send_now(struct mn_engine *e, uint32_t peer, enum mn_wg_kind kind, unsigned attempt, const uint8_t *pkt,
+                     size_t len)
+{
+    struct mn_peer *p = peer_of(e, peer);
+    if (p == NULL)
+        return;
+    if (kind == MN_WG_INITIATION) {
+        send_initiation(e, p, attempt, pkt, len);
+        return;
+    }
+    bool sent = send_data(e, p, pkt, len);
+    if (kind == MN_WG_DATA || !sent)
+        mn_tell_peer_send(e, p, !sent);
+}
+
+/* While a packet is being sealed at the tail of a send buffer, that tail is not to be written. */
+static void defer(struct mn_engine *e, uint32_t peer, enum mn_wg_kind kind, unsigned attempt, const uint8_t *pkt,
+                  size_t len)
+{
+    struct mn_tunnel *t = &e->tunnel;
+    if (t->n_deferred == MN_DEFERRED_MAX || len > sizeof t->deferred[0].pkt) {
+        e->stats.tx_deferred_lost++;
+        return;
+    }
+    struct mn_deferred *d = &t->deferred[t->n_deferred++];
+    d->peer = peer;
+    d->kind = (int)kind;
+    d->attempt = attempt;
+    d->len = (uint16_t)len;
+    memcpy(d->pkt, pkt, len);
+}
+
+static void send_deferred(struct mn_engine *e)
+{
+    struct mn_tunnel *t = &e->tunnel;
+    for (unsigned i = 0; i < t->n_deferred; i++) {
+        struct mn_deferred *d = &t->deferred[i];
+        send_now(e, d->peer, (enum mn_wg_kind)d->kind, d->attempt, d->pkt, d->len);
+    }
+    t->n_deferred = 0;
+}
+
+static void on_send(void *ctx, uint32_t peer, const struct mn_path *to, enum mn_wg_kind kind, unsigned attempt,
+                    const uint8_t *pkt, size_t len)
+{
+    struct mn_engine *e = ctx;
+    if (to != NULL)
+        send_answer(e, peer, to, pkt, len);
+    else if (e->tunnel.is_sealing)
+        defer(e, peer, kind, attempt, pkt, len);
+    else
+        send_now(e, peer, kind, attempt, pkt, len);
+}
+
+static void on_event(void *ctx, uint32_t peer, enum mn_wg_event event)
+{
+    struct mn_engine *e = ctx;
+    struct mn_peer *p = peer_of(e, peer);
+    if (p == NULL)
+        return;
+    if (event == MN_WG_SESSION_UP) {
+        p->unsent_len = 0;
+        mn_tell_handshake(e, p, true);
+    } else if (event == MN_WG_HANDSHAKE_FAILED) {
+        p->unsent_len = 0;
+        mn_tell_handshake(e, p, false);
+        mn_stack_path_failed(e->stack, peer, e->now_ns);
+    }
+}
+
+static void on_heard(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct mn_engine *e = ctx;
+    struct mn_peer *p = peer_of(e, peer);
+    if (p != NULL)
+        mn_tell_peer_recv(e, p, from, MN_WHAT_HANDSHAKE);
+}
+
+static uint64_t wall_ns(void *ctx)
+{
+    struct timespec ts;
+    (void)ctx;
+    clock_gettime(CLOCK_REALTIME, &ts);
+    return (uint64_t)ts.tv_sec * MN_NS_PER_S + (uint64_t)ts.tv_nsec;
+}
+
+void mn_tunnel_set_wg_ops(struct mn_wg_ops *ops)
+{
+    ops->random = mn_random;
+    ops->wall_ns = wall_ns;
+    ops->send = on_send;
+    ops->event = on_event;
+    ops->heard = on_heard;
+}
+
+/* ---- outbound: from the stack ---- */
+
+static uint32_t on_route(void *ctx, const struct mn_ip *dst)
+{
+    return mn_wg_route(((struct mn_engine *)ctx)->wg, dst);
+}
+
+/* Room for a packet at the tail of the socket's buffer when there is a direct path, else in the scratch buffer:
+ * sealed there it goes by relay, or is staged. */
+static uint8_t *on_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)
+{
+    struct mn_engine *e = ctx;
+    struct mn_tunnel *t = &e->tunnel;
+    t->out_peer = mn_wg_route(e->wg, dst);
+    struct mn_peer *p = peer_of(e, t->out_peer);
+    if (p == NULL || max > e->mtu) {
+        *err = p == NULL ? EHOSTUNREACH : EMSGSIZE;
+        return NULL;
+    }
+    t->out_at = NULL;
+    if (goes_direct(p))
+        t->out_at = mn_sock_reserve(&e->socks, &p->direct, max + MN_WG_OVERHEAD + MN_WG_PADDING);
+    t->out_in_scratch = t->out_at == NULL;
+    if (t->out_in_scratch)
+        t->out_at = t->scratch;
+    return t->out_at + MN_WG_HEADER;
+}
+
+static void on_commit(void *ctx, size_t len)
+{
+    struct mn_engine *e = ctx;
+    struct mn_tunnel *t = &e->tunnel;
+    struct mn_peer *p = peer_of(e, t->out_peer);
+    if (len == 0 || p == NULL)
+        return;
+    t->is_sealing = true;
+    int sealed = mn_wg_seal(e->wg, t->out_peer, t->out_at, len, e->now_ns);
+    t->is_sealing = false;
+    bool direct = goes_direct(p), relay = goes_by_relay(p);
+    if (sealed > 0) {
+        size_t n = (size_t)sealed;
+        if (relay)
+            send_by_relay(e, p, t->out_at, n);
+        if (!t->out_in_scratch) {
+            p->tx_direct += n;
+            mn_sock_commit(&e->socks, n);
+        }
+        if (t->out_in_scratch && !relay)
+            e->stats.tx_no_path++;
+    }
+    mn_tell_peer_send(e, p, !direct && !relay);
+    if (t->n_deferred > 0)
+        send_deferred(e);
+}
+
+void mn_tunnel_set_stack_ops(struct mn_stack_ops *ops)
+{
+    ops->random = mn_random;
+    ops->route = on_route;
+    ops->out_begin = on_begin;
+    ops->out_commit = on_commit;
+}
+
+/* ---- inbound ---- */
+
+static void open_message(struct mn_engine *e, const struct mn_path *from, uint8_t *data, size_t len)
+{
+    uint8_t *inner = NULL;
+    uint32_t peer = MN_PEER_NONE;
+    uint8_t type = data[0];
+    int n = mn_wg_input(e->wg, data, len, from, e->now_ns, &inner, &peer);
+    struct mn_peer *p = n >= 0 ? peer_of(e, peer) : NULL;
+    if (p == NULL)
+        return;
+    if (from->region != 0)
+        p->rx_relay += len;
+    else
+        p->rx_direct += len;
+    if (n > 0) {
+        mn_tell_peer_recv(e, p, from, MN_WHAT_DATA);
+        mn_stack_input(e->stack, peer, inner, (size_t)n, e->now_ns);
+    } else if (type == 4) {
+        mn_tell_peer_recv(e, p, from, MN_WHAT_KEEPALIVE);
+    }
+}
+
+/* One pass over a super-buffer's datagrams: data and the rare rest, or the handshakes that were left. Data goes first:
+ * a flood of handshakes must not delay it. */
+static unsigned read_pass(struct mn_engine *e, const struct mn_sock_rx *rx, bool handshakes)
+{
+    const struct mn_path from = {.ep = rx->from};
+    unsigned left = 0;
+    for (size_t at = 0; at < rx->len; at += rx->seg) {
+        uint8_t *p = rx->buf + at;
+        size_t len = rx->len - at < rx->seg ? rx->len - at : rx->seg;
+        enum mn_class class = mn_classify(p, len);
+        if (handshakes) {
+            if (class == MN_CLASS_WG_HANDSHAKE)
+                open_message(e, &from, p, len);
+            continue;
+        }
+        switch (class) {
+        case MN_CLASS_WG_DATA:
+            open_message(e, &from, p, len);
+            break;
+        case MN_CLASS_WG_HANDSHAKE:
+            left++;
+            break;
+        case MN_CLASS_DISCO:
+            e->stats.rx_disco++;
+            mn_tell_datagram(e, MN_EV_DISCO, &rx->from, p, len);
+            break;
+        case MN_CLASS_STUN:
+            e->stats.rx_stun++;
+            mn_tell_datagram(e, MN_EV_STUN, &rx->from, p, len);
+            break;
+        case MN_CLASS_UNKNOWN:
+            e->stats.rx_unknown++;
+            break;
+        }
+    }
+    return left;
+}
+
+void mn_tunnel_read(struct mn_engine *e, const struct mn_sock_rx *rx)
+{
+    if (read_pass(e, rx, false) > 0)
+        (void)read_pass(e, rx, true);
+}
+
+void mn_tunnel_inject(struct mn_engine *e, uint16_t region, const uint8_t sender[32], uint8_t *data, size_t len)
+{
+    struct mn_path from = {.region = region};
+    enum mn_class class = mn_classify(data, len);
+    if (class != MN_CLASS_WG_DATA && class != MN_CLASS_WG_HANDSHAKE) {
+        e->stats.rx_unknown++;
+        return;
+    }
+    memcpy(from.ep.ip.b, sender, sizeof from.ep.ip.b); /* tells senders apart under load */
+    e->tunnel.sender = sender;
+    open_message(e, &from, data, len);
+    e->tunnel.sender = NULL;
+}
+
+/* ---- peers ---- */
+
+static bool make_room(struct mn_tunnel *t, uint32_t peer)
+{
+    if (peer < t->cap)
+        return true;
+    uint32_t cap = t->cap != 0 ? t->cap : PEERS_FIRST;
+    while (cap <= peer)
+        cap *= 2;
+    struct mn_peer *bigger = realloc(t->peers, (size_t)cap * sizeof *bigger);
+    if (bigger == NULL)
+        return false;
+    memset(bigger + t->cap, 0, (size_t)(cap - t->cap) * sizeof *bigger);
+    t->peers = bigger;
+    t->cap = cap;
+    return true;
+}
+
+int mn_tunnel_add_peer(struct mn_engine *e, const uint8_t key[32], uint32_t *peer)
+{
+    int err = mn_wg_peer_add(e->wg, key, peer);
+    if (err < 0)
+        return err;
+    if (!make_room(&e->tunnel, *peer)) {
+        (void)mn_wg_peer_remove(e->wg, *peer);
+        return -ENOMEM;
+    }
+    struct mn_peer *p = &e->tunnel.peers[*peer];
+    if (!p->is_used) {
+        memset(p, 0, sizeof *p);
+        p->is_used = true;
+        memcpy(p->key, key, sizeof p->key);
+    }
+    return 0;
+}
+
+void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer)
+{
+    struct mn_peer *p = peer_of(e, peer);
+    mn_stack_peer_gone(e->stack, peer, e->now_ns);
+    (void)mn_wg_peer_remove(e->wg, peer);
+    if (p != NULL)
+        p->is_used = false;
+}
+
+void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_command *cmd)
+{
+    struct mn_peer *p = peer_of(e, peer);
+    if (p == NULL)
+        return;
+    p->mode = cmd->mode;
+    p->region = cmd->region;
+    p->direct = cmd->ep;
+    uint16_t len = p->unsent_len;
+    if (len == 0 || (!goes_direct(p) && !goes_by_relay(p)))
+        return;
+    p->unsent_len = 0;
+    if (e->now_ns - p->unsent_at < UNSENT_FRESH_S * MN_NS_PER_S)
+        (void)send_data(e, p, p->unsent, len); /* the first message of a pair: by every path there is */
+}

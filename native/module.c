@@ -1,0 +1,810 @@
+/* The only file that knows CPython: arguments, the GIL, exceptions; no protocol.
+ *
+ * One type, Engine, over struct mn_engine. Methods check their arguments, push a command and return; only close,
+ * and the few that wait for an answer, let the GIL go. Events become tuples here, on the caller's thread:
+ * the engine's thread never touches an object.
+ * Limited API of 3.11, multi-phase init, no static Python objects. */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <openssl/crypto.h>
+
+#include "engine/engine.h"
+
+enum { TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX, KEY_LEN = 32, PACKET_MAX = 65507, LIMIT_MAX = 65536 };
+
+struct engine_object {
+    PyObject_HEAD struct mn_engine *engine; /* NULL: __init__ failed, or abandoned */
+    uint8_t *taken;                         /* where events are copied before they become objects */
+    int is_closed;
+};
+
+/* ---- arguments ---- */
+
+static struct mn_engine *engine_of(PyObject *self, int may_be_closed)
+{
+    struct engine_object *o = (struct engine_object *)self;
+    if (o->engine != NULL && mn_engine_state(o->engine) == MN_ENGINE_FORKED) {
+        PyErr_SetString(PyExc_RuntimeError, "engine not usable after fork");
+        return NULL;
+    }
+    if (o->engine == NULL || (o->is_closed && !may_be_closed)) {
+        PyErr_SetString(PyExc_RuntimeError, "engine is closed");
+        return NULL;
+    }
+    return o->engine;
+}
+
+static int take_key(uint8_t out[KEY_LEN], const char *p, Py_ssize_t len)
+{
+    if (len != KEY_LEN) {
+        PyErr_Format(PyExc_ValueError, "a key has 32 bytes, not %zd", len);
+        return -1;
+    }
+    memcpy(out, p, KEY_LEN);
+    return 0;
+}
+
+/* Empty means "any" where may_be_empty. */
+static int take_ip(struct mn_ip *out, const char *p, Py_ssize_t len, int may_be_empty)
+{
+    if (len == 4) {
+        *out = mn_ip_from4((const uint8_t *)p);
+    } else if (len == 16) {
+        *out = mn_ip_from6((const uint8_t *)p);
+    } else if (len == 0 && may_be_empty) {
+        memset(out, 0, sizeof *out);
+    } else {
+        PyErr_Format(PyExc_ValueError, "a packed address has 4 or 16 bytes, not %zd", len);
+        return -1;
+    }
+    return 0;
+}
+
+static int take_port(uint16_t *out, int port)
+{
+    if (port < 0 || port > 65535) {
+        PyErr_Format(PyExc_ValueError, "port %d is outside 0..65535", port);
+        return -1;
+    }
+    *out = (uint16_t)port;
+    return 0;
+}
+
+static int take_blob(struct mn_command *cmd, const char *p, Py_ssize_t len)
+{
+    cmd->len = (size_t)len;
+    cmd->blob = malloc(len > 0 ? (size_t)len : 1);
+    if (cmd->blob == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memcpy(cmd->blob, p, (size_t)len);
+    return 0;
+}
+
+static int take_packet(struct mn_command *cmd, const char *p, Py_ssize_t len)
+{
+    if (len > PACKET_MAX) {
+        PyErr_Format(PyExc_ValueError, "a datagram has at most %d bytes, not %zd", PACKET_MAX, len);
+        return -1;
+    }
+    return take_blob(cmd, p, len);
+}
+
+static PyObject *push(struct mn_engine *e, const struct mn_command *cmd)
+{
+    if (mn_engine_push(e, cmd) == 0)
+        Py_RETURN_NONE;
+    PyErr_Format(PyExc_RuntimeError, "engine: %d commands wait already; its thread does not keep up", MN_COMMANDS_MAX);
+    return NULL;
+}
+
+/* Push and wait for the answer; negative errno of the command in out->err. -1: exception set. */
+static int ask(struct mn_engine *e, struct mn_command *cmd, struct mn_answer *out)
+{
+    int err;
+    Py_BEGIN_ALLOW_THREADS err = mn_engine_call(e, cmd, out);
+    Py_END_ALLOW_THREADS if (err == 0) return 0;
+    PyErr_Format(PyExc_RuntimeError, "engine: no answer (%s)", strerror(-err));
+    return -1;
+}
+
+/* ---- life ---- */
+
+static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"private_key", "port", "mtu", "bind4", "bind6", "timestamp_floor", NULL};
+    const char *key, *bind4 = NULL, *bind6 = NULL, *floor = "";
+    Py_ssize_t key_len, bind4_len = 0, bind6_len = 0, floor_len = 0;
+    int port = 0, mtu = 1280;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$y#|iiz#z#y#:Engine", names, &key, &key_len, &port, &mtu, &bind4,
+                                     &bind4_len, &bind6, &bind6_len, &floor, &floor_len))
+        return -1;
+    if (take_key(c->private_key, key, key_len) != 0 || take_port(&c->sockets.port, port) != 0)
+        return -1;
+    if (take_ip(&c->sockets.bind4, bind4 != NULL ? bind4 : "", bind4_len, 1) != 0 ||
+        take_ip(&c->sockets.bind6, bind6 != NULL ? bind6 : "", bind6_len, 1) != 0)
+        return -1;
+    if (bind4_len == 16 || bind6_len == 4 || (floor_len != 0 && floor_len != sizeof c->timestamp_floor)) {
+        PyErr_SetString(PyExc_ValueError, "bind4 has 4 bytes, bind6 16, timestamp_floor 12 or none");
+        return -1;
+    }
+    if (mtu < MN_MTU_MIN || mtu > MN_MTU_MAX) {
+        PyErr_Format(PyExc_ValueError, "mtu %d is outside %d..%d", mtu, MN_MTU_MIN, MN_MTU_MAX);
+        return -1;
+    }
+    c->sockets.use4 = c->sockets.use6 = true;
+    c->mtu = (size_t)mtu;
+    c->has_floor = floor_len != 0;
+    memcpy(c->timestamp_floor, floor, (size_t)floor_len);
+    return 0;
+}
+
+static int engine_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    struct engine_object *o = (struct engine_object *)self;
+    struct mn_engine_config config;
+    int err = 0;
+    memset(&config, 0, sizeof config);
+    if (o->engine != NULL || o->is_closed) {
+        PyErr_SetString(PyExc_RuntimeError, "engine is started already");
+        return -1;
+    }
+    if (read_config(&config, args, kwargs) != 0) {
+        OPENSSL_cleanse(&config, sizeof config);
+        return -1;
+    }
+    o->taken = malloc(TAKE_BYTES);
+    if (o->taken == NULL)
+        err = -ENOMEM;
+    else
+        o->engine = mn_engine_create(&config, &err);
+    OPENSSL_cleanse(&config, sizeof config);
+    if (o->engine != NULL) {
+        err = mn_engine_start(o->engine);
+        if (err == 0)
+            return 0;
+        mn_engine_destroy(o->engine);
+        o->engine = NULL;
+    }
+    errno = -err;
+    PyErr_SetFromErrno(PyExc_OSError);
+    return -1;
+}
+
+static int stop_engine(struct engine_object *o, double timeout_s)
+{
+    bool ended;
+    o->is_closed = 1;
+    Py_BEGIN_ALLOW_THREADS ended = mn_engine_stop(o->engine, timeout_s);
+    Py_END_ALLOW_THREADS return ended ? 0 : -1;
+}
+
+static void engine_dealloc(PyObject *self)
+{
+    struct engine_object *o = (struct engine_object *)self;
+    PyTypeObject *type = Py_TYPE(self);
+    if (o->engine != NULL && mn_engine_state(o->engine) != MN_ENGINE_FORKED && stop_engine(o, 1.0) == 0)
+        mn_engine_destroy(o->engine);
+    free(o->taken);
+    freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
+    release(self);
+    Py_DECREF(type);
+}
+
+static PyObject *engine_close(PyObject *self, PyObject *args)
+{
+    struct engine_object *o = (struct engine_object *)self;
+    double timeout_s;
+    if (!PyArg_ParseTuple(args, "d:close", &timeout_s))
+        return NULL;
+    if (o->engine == NULL || mn_engine_state(o->engine) == MN_ENGINE_FORKED)
+        Py_RETURN_NONE;
+    if (stop_engine(o, timeout_s) != 0) {
+        PyErr_Format(PyExc_RuntimeError, "engine: its thread did not end in time and is left behind");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- events ---- */
+
+struct packed {
+    const char *p;
+    Py_ssize_t len;
+};
+
+static struct packed pack(const struct mn_ip *ip)
+{
+    if (mn_ip_is4(ip))
+        return (struct packed){(const char *)ip->b + 12, 4};
+    return (struct packed){(const char *)ip->b, 16};
+}
+
+static PyObject *flow_tuple(const struct mn_event *ev)
+{
+    struct packed local = pack(&ev->local.ip), remote = pack(&ev->remote.ip);
+    return Py_BuildValue("(iKKiy#iy#iy#)", (int)ev->kind, (unsigned long long)ev->req, (unsigned long long)ev->value,
+                         (int)ev->fd, local.p, local.len, (int)ev->local.port, remote.p, remote.len,
+                         (int)ev->remote.port, (const char *)ev->key, (Py_ssize_t)KEY_LEN);
+}
+
+static PyObject *event_tuple(const struct mn_event *ev, const char *data)
+{
+    int kind = ev->kind;
+    struct packed from = pack(&ev->remote.ip);
+    const char *key = (const char *)ev->key;
+    Py_ssize_t key_len = KEY_LEN, len = (Py_ssize_t)ev->len;
+    unsigned long long req = ev->req, value = ev->value;
+    switch ((enum mn_event_kind)ev->kind) {
+    case MN_EV_ACCEPTED:
+    case MN_EV_CONNECTED:
+        return flow_tuple(ev);
+    case MN_EV_CONNECT_FAILED:
+    case MN_EV_LISTENING:
+        return Py_BuildValue("(iKi)", kind, req, (int)ev->err);
+    case MN_EV_FLOW_ENDED:
+        return Py_BuildValue("(iKi)", kind, value, (int)ev->err);
+    case MN_EV_RELAY_SEND:
+        return Py_BuildValue("(iy#iy#)", kind, key, key_len, (int)ev->region, data, len);
+    case MN_EV_DISCO:
+    case MN_EV_STUN:
+        return Py_BuildValue("(iy#iy#)", kind, from.p, from.len, (int)ev->remote.port, data, len);
+    case MN_EV_PEER_SEND:
+    case MN_EV_HANDSHAKE:
+        return Py_BuildValue("(iy#i)", kind, key, key_len, (int)ev->what);
+    case MN_EV_PEER_RECV:
+        return Py_BuildValue("(iy#y#iii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port, (int)ev->region,
+                             (int)ev->what);
+    case MN_EV_SEND_ERROR:
+        return Py_BuildValue("(iy#ii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->err);
+    case MN_EV_PING:
+        return Py_BuildValue("(iKK)", kind, req, value);
+    case MN_EV_UDP:
+        return Py_BuildValue("(iKy#iy#)", kind, req, from.p, from.len, (int)ev->remote.port, data, len);
+    case MN_EV_LOST:
+        return Py_BuildValue("(iK)", kind, value);
+    }
+    PyErr_Format(PyExc_SystemError, "engine: event of unknown kind %d", kind);
+    return NULL;
+}
+
+/* Append the records in buf to list. */
+static int append_events(PyObject *list, const uint8_t *buf, size_t used)
+{
+    for (size_t at = 0; at < used;) {
+        struct mn_event ev;
+        memcpy(&ev, buf + at, sizeof ev);
+        PyObject *item = event_tuple(&ev, (const char *)buf + at + sizeof ev);
+        if (item == NULL || PyList_Append(list, item) != 0) {
+            Py_XDECREF(item);
+            return -1;
+        }
+        Py_DECREF(item);
+        at += mn_event_size(&ev);
+    }
+    return 0;
+}
+
+static PyObject *engine_poll_events(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"limit", NULL};
+    struct mn_engine *e = engine_of(self, 1);
+    int limit = 256;
+    if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|i:poll_events", names, &limit))
+        return NULL;
+    if (limit < 1 || limit > LIMIT_MAX) {
+        PyErr_Format(PyExc_ValueError, "limit %d is outside 1..%d", limit, LIMIT_MAX);
+        return NULL;
+    }
+    PyObject *list = PyList_New(0);
+    uint8_t *buf = ((struct engine_object *)self)->taken;
+    size_t left = (size_t)limit, got = 1;
+    while (list != NULL && left > 0 && got > 0) {
+        size_t used = mn_events_take(mn_engine_events(e), buf, TAKE_BYTES, left, &got);
+        left -= got;
+        if (append_events(list, buf, used) != 0)
+            Py_CLEAR(list);
+    }
+    return list;
+}
+
+/* ---- commands: the node and its peers ---- */
+
+static PyObject *engine_set_private_key(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_SET_PRIVATE_KEY};
+    struct mn_answer answer;
+    const char *key;
+    Py_ssize_t len;
+    if (e == NULL || !PyArg_ParseTuple(args, "y#:set_private_key", &key, &len) || take_key(cmd.key, key, len) != 0)
+        return NULL;
+    int asked = ask(e, &cmd, &answer);
+    OPENSSL_cleanse(cmd.key, sizeof cmd.key);
+    if (asked != 0)
+        return NULL;
+    if (answer.err != 0) {
+        PyErr_SetString(PyExc_ValueError, "not a usable private key");
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *engine_set_addresses(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_SET_ADDRESSES};
+    PyObject *list;
+    if (e == NULL || !PyArg_ParseTuple(args, "O:set_addresses", &list))
+        return NULL;
+    Py_ssize_t n = PyList_Size(list);
+    if (n < 0)
+        return NULL;
+    cmd.len = (size_t)n * sizeof(struct mn_ip);
+    cmd.blob = malloc(cmd.len > 0 ? cmd.len : 1);
+    if (cmd.blob == NULL)
+        return PyErr_NoMemory();
+    for (Py_ssize_t i = 0; i < n; i++) {
+        char *p;
+        Py_ssize_t len;
+        struct mn_ip ip;
+        if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &p, &len) != 0 || take_ip(&ip, p, len, 0) != 0) {
+            free(cmd.blob);
+            return NULL;
+        }
+        memcpy(cmd.blob + (size_t)i * sizeof ip, &ip, sizeof ip);
+    }
+    return push(e, &cmd);
+}
+
+static int take_prefix(struct mn_prefix *out, PyObject *item)
+{
+    const char *p;
+    Py_ssize_t len;
+    int bits;
+    if (!PyTuple_Check(item)) {
+        PyErr_SetString(PyExc_TypeError, "a prefix is a tuple (packed address, bits)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(item, "y#i", &p, &len, &bits) || take_ip(&out->ip, p, len, 0) != 0)
+        return -1;
+    if (bits < 0 || bits > len * 8) {
+        PyErr_Format(PyExc_ValueError, "a prefix of %d bits does not fit its address", bits);
+        return -1;
+    }
+    out->bits = (uint8_t)(len == 4 ? bits + 96 : bits);
+    return 0;
+}
+
+static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"key", "prefixes", "psk", "keepalive_s", NULL};
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_UPSERT_PEER};
+    const char *key, *psk = "";
+    Py_ssize_t key_len, psk_len = 0;
+    int keepalive_s = 0;
+    PyObject *list;
+    if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "y#O|y#i:upsert_peer", names, &key, &key_len, &list,
+                                                  &psk, &psk_len, &keepalive_s))
+        return NULL;
+    if (take_key(cmd.key, key, key_len) != 0)
+        return NULL;
+    if ((psk_len != 0 && psk_len != KEY_LEN) || keepalive_s < 0 || keepalive_s > 65535) {
+        PyErr_SetString(PyExc_ValueError, "psk has 32 bytes or none, keepalive_s is 0..65535");
+        return NULL;
+    }
+    Py_ssize_t n = PyList_Size(list);
+    if (n < 0)
+        return NULL;
+    cmd.number = (uint32_t)keepalive_s;
+    cmd.len = KEY_LEN + (size_t)n * sizeof(struct mn_prefix);
+    cmd.blob = calloc(1, cmd.len);
+    if (cmd.blob == NULL)
+        return PyErr_NoMemory();
+    memcpy(cmd.blob, psk, (size_t)psk_len);
+    for (Py_ssize_t i = 0; i < n; i++) {
+        struct mn_prefix prefix;
+        if (take_prefix(&prefix, PyList_GetItem(list, i)) != 0) {
+            mn_command_done(&cmd);
+            return NULL;
+        }
+        memcpy(cmd.blob + KEY_LEN + (size_t)i * sizeof prefix, &prefix, sizeof prefix);
+    }
+    return push(e, &cmd);
+}
+
+static PyObject *push_keyed(PyObject *self, PyObject *args, enum mn_command_kind kind)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = (uint8_t)kind};
+    const char *key;
+    Py_ssize_t len;
+    if (e == NULL || !PyArg_ParseTuple(args, "y#", &key, &len) || take_key(cmd.key, key, len) != 0)
+        return NULL;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_remove_peer(PyObject *self, PyObject *args)
+{
+    return push_keyed(self, args, MN_CMD_REMOVE_PEER);
+}
+
+static PyObject *engine_kick(PyObject *self, PyObject *args)
+{
+    return push_keyed(self, args, MN_CMD_KICK);
+}
+
+static PyObject *engine_set_path(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_SET_PATH};
+    const char *key, *ip;
+    Py_ssize_t key_len, ip_len;
+    int port, region, mode;
+    if (e == NULL || !PyArg_ParseTuple(args, "y#y#iii:set_path", &key, &key_len, &ip, &ip_len, &port, &region, &mode))
+        return NULL;
+    if (take_key(cmd.key, key, key_len) != 0 || take_ip(&cmd.ep.ip, ip, ip_len, 1) != 0 ||
+        take_port(&cmd.ep.port, port) != 0)
+        return NULL;
+    if (region < 0 || region > 65535 || mode < 0 || mode >= MN_MODES) {
+        PyErr_SetString(PyExc_ValueError, "region is 0..65535, mode one of PATH_*");
+        return NULL;
+    }
+    cmd.region = (uint16_t)region;
+    cmd.mode = (uint8_t)mode;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_set_filter(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_SET_FILTER};
+    struct mn_answer answer;
+    const char *p;
+    Py_ssize_t len;
+    if (e == NULL || !PyArg_ParseTuple(args, "y#:set_filter", &p, &len) || take_blob(&cmd, p, len) != 0)
+        return NULL;
+    if (ask(e, &cmd, &answer) != 0)
+        return NULL;
+    if (answer.err == 0)
+        Py_RETURN_NONE;
+    if (answer.err == -ENOMEM)
+        return PyErr_NoMemory();
+    PyErr_SetString(PyExc_ValueError, "the packet filter is malformed; the one in force stays");
+    return NULL;
+}
+
+/* ---- commands: packets ---- */
+
+static PyObject *engine_inject(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_INJECT};
+    const char *key, *p;
+    Py_ssize_t key_len, len;
+    int region;
+    if (e == NULL || !PyArg_ParseTuple(args, "iy#y#:inject", &region, &key, &key_len, &p, &len))
+        return NULL;
+    if (region < 1 || region > 65535) {
+        PyErr_Format(PyExc_ValueError, "relay region %d is outside 1..65535", region);
+        return NULL;
+    }
+    cmd.region = (uint16_t)region;
+    if (take_key(cmd.key, key, key_len) != 0 || take_packet(&cmd, p, len) != 0)
+        return NULL;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_send_raw(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_SEND_RAW};
+    const char *ip, *p;
+    Py_ssize_t ip_len, len;
+    int port;
+    if (e == NULL || !PyArg_ParseTuple(args, "y#iy#:send_raw", &ip, &ip_len, &port, &p, &len))
+        return NULL;
+    if (take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || take_port(&cmd.ep.port, port) != 0 || take_packet(&cmd, p, len) != 0)
+        return NULL;
+    return push(e, &cmd);
+}
+
+/* ---- commands: connections ---- */
+
+/* (req, ip, port): connect, udp_open. */
+static PyObject *push_request(PyObject *self, PyObject *args, enum mn_command_kind kind, int any_ip)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = (uint8_t)kind};
+    unsigned long long req;
+    const char *ip;
+    Py_ssize_t ip_len;
+    int port;
+    if (e == NULL || !PyArg_ParseTuple(args, "Ky#i", &req, &ip, &ip_len, &port))
+        return NULL;
+    if (take_ip(&cmd.ep.ip, ip, ip_len, any_ip) != 0 || take_port(&cmd.ep.port, port) != 0)
+        return NULL;
+    cmd.req = req;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_connect(PyObject *self, PyObject *args)
+{
+    return push_request(self, args, MN_CMD_CONNECT, 0);
+}
+
+static PyObject *engine_udp_open(PyObject *self, PyObject *args)
+{
+    return push_request(self, args, MN_CMD_UDP_OPEN, 1);
+}
+
+/* (req): abort, unlisten, udp_close. */
+static PyObject *push_end(PyObject *self, PyObject *args, enum mn_command_kind kind)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = (uint8_t)kind};
+    unsigned long long req;
+    if (e == NULL || !PyArg_ParseTuple(args, "K", &req))
+        return NULL;
+    cmd.req = req;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_abort(PyObject *self, PyObject *args)
+{
+    return push_end(self, args, MN_CMD_ABORT);
+}
+
+static PyObject *engine_unlisten(PyObject *self, PyObject *args)
+{
+    return push_end(self, args, MN_CMD_UNLISTEN);
+}
+
+static PyObject *engine_udp_close(PyObject *self, PyObject *args)
+{
+    return push_end(self, args, MN_CMD_UDP_CLOSE);
+}
+
+static PyObject *engine_listen(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_LISTEN};
+    unsigned long long req;
+    const char *ip;
+    Py_ssize_t ip_len;
+    int port, backlog;
+    if (e == NULL || !PyArg_ParseTuple(args, "Ky#ii:listen", &req, &ip, &ip_len, &port, &backlog))
+        return NULL;
+    if (take_ip(&cmd.ep.ip, ip, ip_len, 1) != 0 || take_port(&cmd.ep.port, port) != 0)
+        return NULL;
+    cmd.req = req;
+    cmd.number = backlog > 0 ? (uint32_t)backlog : 0;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_ping(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_PING};
+    unsigned long long req;
+    const char *ip;
+    Py_ssize_t ip_len;
+    int size;
+    if (e == NULL || !PyArg_ParseTuple(args, "Ky#i:ping", &req, &ip, &ip_len, &size) ||
+        take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0)
+        return NULL;
+    if (size < 0 || size > MN_MTU_MAX) {
+        PyErr_Format(PyExc_ValueError, "a ping of %d bytes is outside 0..%d", size, MN_MTU_MAX);
+        return NULL;
+    }
+    cmd.req = req;
+    cmd.number = (uint32_t)size;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_udp_send(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_UDP_SEND};
+    unsigned long long req;
+    const char *ip, *p;
+    Py_ssize_t ip_len, len;
+    int port;
+    if (e == NULL || !PyArg_ParseTuple(args, "Ky#iy#:udp_send", &req, &ip, &ip_len, &port, &p, &len))
+        return NULL;
+    if (take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || take_port(&cmd.ep.port, port) != 0 || take_packet(&cmd, p, len) != 0)
+        return NULL;
+    cmd.req = req;
+    return push(e, &cmd);
+}
+
+/* ---- facts ---- */
+
+static PyObject *dict_of(const char *const *names, const struct mn_answer *answer)
+{
+    PyObject *dict = PyDict_New();
+    for (size_t i = 0; dict != NULL && i < answer->count; i++) {
+        PyObject *value = PyLong_FromUnsignedLongLong(answer->values[i]);
+        if (value == NULL || PyDict_SetItemString(dict, names[i], value) != 0)
+            Py_CLEAR(dict);
+        Py_XDECREF(value);
+    }
+    return dict;
+}
+
+static PyObject *engine_stats(PyObject *self, PyObject *unused)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_STATS};
+    struct mn_answer answer;
+    (void)unused;
+    if (e == NULL || ask(e, &cmd, &answer) != 0)
+        return NULL;
+    return dict_of(mn_engine_stat_names, &answer);
+}
+
+static PyObject *engine_last_timestamp(PyObject *self, PyObject *unused)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_STATS};
+    struct mn_answer answer;
+    (void)unused;
+    if (e == NULL || ask(e, &cmd, &answer) != 0)
+        return NULL;
+    return PyBytes_FromStringAndSize((const char *)answer.timestamp, sizeof answer.timestamp);
+}
+
+static PyObject *engine_peer_stats(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_PEER_STATS};
+    struct mn_answer answer;
+    const char *key;
+    Py_ssize_t len;
+    if (e == NULL || !PyArg_ParseTuple(args, "y#:peer_stats", &key, &len) || take_key(cmd.key, key, len) != 0 ||
+        ask(e, &cmd, &answer) != 0)
+        return NULL;
+    if (answer.err != 0) {
+        PyErr_SetString(PyExc_KeyError, "the engine knows no such peer");
+        return NULL;
+    }
+    return dict_of(mn_peer_stat_names, &answer);
+}
+
+static PyObject *get_event_fd(PyObject *self, void *unused)
+{
+    struct mn_engine *e = engine_of(self, 1);
+    (void)unused;
+    return e != NULL ? PyLong_FromLong(mn_engine_events(e)->fd) : NULL;
+}
+
+static PyObject *get_port4(PyObject *self, void *unused)
+{
+    struct mn_engine *e = engine_of(self, 1);
+    (void)unused;
+    return e != NULL ? PyLong_FromLong(mn_engine_port(e, MN_SOCK_V4)) : NULL;
+}
+
+static PyObject *get_port6(PyObject *self, void *unused)
+{
+    struct mn_engine *e = engine_of(self, 1);
+    (void)unused;
+    return e != NULL ? PyLong_FromLong(mn_engine_port(e, MN_SOCK_V6)) : NULL;
+}
+
+/* ---- the module ---- */
+
+#define KEYWORDS(f) ((PyCFunction)(void (*)(void))(f)), METH_VARARGS | METH_KEYWORDS
+
+static PyMethodDef engine_methods[] = {
+    {"poll_events", KEYWORDS(engine_poll_events), "Events that wait, at most `limit`; never blocks."},
+    {"set_private_key", engine_set_private_key, METH_VARARGS, "Use another node key; every session ends."},
+    {"set_addresses", engine_set_addresses, METH_VARARGS, "Our tailnet addresses, packed, all of them."},
+    {"upsert_peer", KEYWORDS(engine_upsert_peer), "Add a peer or replace what is known of it."},
+    {"remove_peer", engine_remove_peer, METH_VARARGS, "Forget a peer and end its connections."},
+    {"set_path", engine_set_path, METH_VARARGS, "Where a peer's packets go."},
+    {"set_filter", engine_set_filter, METH_VARARGS, "Replace the packet filter."},
+    {"inject", engine_inject, METH_VARARGS, "WireGuard bytes that came by relay."},
+    {"send_raw", engine_send_raw, METH_VARARGS, "A datagram from the WireGuard port."},
+    {"kick", engine_kick, METH_VARARGS, "Request a handshake."},
+    {"connect", engine_connect, METH_VARARGS, "Open a TCP connection."},
+    {"abort", engine_abort, METH_VARARGS, "Give up a pending connect."},
+    {"listen", engine_listen, METH_VARARGS, "Take TCP connections."},
+    {"unlisten", engine_unlisten, METH_VARARGS, "Take no more; those accepted live on."},
+    {"ping", engine_ping, METH_VARARGS, "ICMP echo inside the tunnel."},
+    {"udp_open", engine_udp_open, METH_VARARGS, "Open a UDP port inside the tunnel."},
+    {"udp_send", engine_udp_send, METH_VARARGS, "Send one datagram inside the tunnel."},
+    {"udp_close", engine_udp_close, METH_VARARGS, "Give a UDP port back."},
+    {"stats", engine_stats, METH_NOARGS, "Counters of the engine."},
+    {"peer_stats", engine_peer_stats, METH_VARARGS, "Counters of one peer."},
+    {"last_timestamp", engine_last_timestamp, METH_NOARGS, "Newest handshake timestamp sent."},
+    {"close", engine_close, METH_VARARGS, "Stop the thread, end the connections, wipe the keys."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef engine_getset[] = {
+    {"event_fd", get_event_fd, NULL, "Readable when events wait.", NULL},
+    {"port4", get_port4, NULL, "UDP port on IPv4; 0: none.", NULL},
+    {"port6", get_port6, NULL, "UDP port on IPv6; 0: none.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot engine_slots[] = {
+    {Py_tp_doc, "One packet engine: a thread, UDP sockets, WireGuard and a netstack."},
+    {Py_tp_init, engine_init},
+    {Py_tp_dealloc, engine_dealloc},
+    {Py_tp_methods, engine_methods},
+    {Py_tp_getset, engine_getset},
+    {0, NULL},
+};
+
+static PyType_Spec engine_spec = {
+    .name = "meshnode.engine._native.Engine",
+    .basicsize = sizeof(struct engine_object),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_IMMUTABLETYPE,
+    .slots = engine_slots,
+};
+
+static const struct {
+    const char *name;
+    int value;
+} constants[] = {
+    {"PATH_NONE", MN_MODE_NONE},
+    {"PATH_DIRECT", MN_MODE_DIRECT},
+    {"PATH_RELAY", MN_MODE_RELAY},
+    {"PATH_BOTH", MN_MODE_BOTH},
+    {"WHAT_KEEPALIVE", MN_WHAT_KEEPALIVE},
+    {"WHAT_DATA", MN_WHAT_DATA},
+    {"WHAT_HANDSHAKE", MN_WHAT_HANDSHAKE},
+    {"EV_ACCEPTED", MN_EV_ACCEPTED},
+    {"EV_CONNECTED", MN_EV_CONNECTED},
+    {"EV_CONNECT_FAILED", MN_EV_CONNECT_FAILED},
+    {"EV_FLOW_ENDED", MN_EV_FLOW_ENDED},
+    {"EV_LISTENING", MN_EV_LISTENING},
+    {"EV_RELAY_SEND", MN_EV_RELAY_SEND},
+    {"EV_DISCO", MN_EV_DISCO},
+    {"EV_STUN", MN_EV_STUN},
+    {"EV_PEER_SEND", MN_EV_PEER_SEND},
+    {"EV_PEER_RECV", MN_EV_PEER_RECV},
+    {"EV_SEND_ERROR", MN_EV_SEND_ERROR},
+    {"EV_HANDSHAKE", MN_EV_HANDSHAKE},
+    {"EV_PING", MN_EV_PING},
+    {"EV_UDP", MN_EV_UDP},
+    {"EV_LOST", MN_EV_LOST},
+};
+
+static int module_exec(PyObject *module)
+{
+    PyObject *type = PyType_FromModuleAndSpec(module, &engine_spec, NULL);
+    if (type == NULL)
+        return -1;
+    int err = PyModule_AddObjectRef(module, "Engine", type);
+    Py_DECREF(type);
+    for (size_t i = 0; err == 0 && i < sizeof constants / sizeof *constants; i++)
+        err = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);
+    return err;
+}
+
+static PyModuleDef_Slot module_slots[] = {
+    {Py_mod_exec, module_exec},
+    {0, NULL},
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "meshnode.engine._native",
+    .m_doc = "The packet engine in C; meshnode.engine.engine is its face.",
+    .m_slots = module_slots,
+};
+
+PyMODINIT_FUNC PyInit__native(void)
+{
+    return PyModuleDef_Init(&module_def);
+}
