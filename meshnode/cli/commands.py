@@ -136,9 +136,7 @@ def run_ip(parsed: argparse.Namespace) -> int:
         addresses = door.get("/dns", name=parsed.peer)["Addresses"]
     else:
         addresses = door.get("/status").get("TailscaleIPs") or []
-    chosen = [ip for ip in addresses if (":" in ip) != parsed.only4 or not (parsed.only4 or parsed.only6)]
-    if parsed.only4 or parsed.only6:
-        chosen = [ip for ip in addresses if (":" in ip) == parsed.only6]
+    chosen = [ip for ip in addresses if not (parsed.only6 if ":" not in ip else parsed.only4)]
     if not chosen:
         raise NameNotFound("no address of that family" if addresses else "this node has no address yet")
     print("\n".join(chosen))

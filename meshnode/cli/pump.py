@@ -6,6 +6,7 @@ ends the command. At most one chunk waits per direction.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -56,7 +57,8 @@ def _send_draining(sock: socket.socket, data: bytes, sink: int) -> None:
                 return
             write_all(sink, arrived)
         if writable:
-            view = view[sock.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
+            with contextlib.suppress(BlockingIOError):  # ready for less than all of it
+                view = view[sock.send(view, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL) :]
 
 
 def write_all(sink: int, data: bytes) -> None:

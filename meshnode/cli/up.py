@@ -17,12 +17,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from meshnode.base.errors import ConfigError
+from meshnode.cli.doors import Door, doors_of
 from meshnode.config.load import load
 from meshnode.config.model import MEMORY, Config, Secret, settings
 from meshnode.run.log import configure, get_logger
-
-Door = Callable[[Any], AbstractAsyncContextManager[Any]]
-"""Given the Node, something to serve or to listen on while the node runs."""
 
 STOP_S: Final = 3.0
 """An orderly stop takes no longer; what is left after it is dropped."""
@@ -34,8 +32,6 @@ _log = get_logger("up")
 def run_up(parsed: argparse.Namespace) -> int:
     """The command."""
     config = load_config(parsed)
-    from meshnode.cli.doors import doors_of
-
     return run_node(config, doors_of(config))
 
 

@@ -50,7 +50,7 @@ class _File:
         except tomllib.TOMLDecodeError as error:
             message = str(error)
             where = re.search(r"\(at line (\d+), column \d+\)", message)
-            line = f":{where.group(1)}" if where else ""
+            line = f":{where.group(1) if where else len(text.splitlines())}"
             sentence = message.partition(" (at ")[0]
             raise ConfigError(f"not valid TOML: {sentence[:1].lower()}{sentence[1:]}  ({self.name}{line})") from None
 

@@ -7,10 +7,10 @@ nobody. Writers never wait.
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from meshnode.base import bounds
 from meshnode.base.addr import Endpoint
@@ -66,26 +66,50 @@ class Missed:
 Event = NetmapChanged | PathChanged | ControlChanged | RelayChanged | Missed
 
 
-class _Reader:
-    def __init__(self) -> None:
-        self.queue: deque[Event] = deque()
-        self.missed = 0
-        self.arrived = asyncio.Event()
-        self.ended = False
+class Subscription:
+    """One reader: `async for event in node.events()`. Dropping it, or `close`, ends it."""
+
+    def __init__(self, *, is_over: bool) -> None:
+        self._queue: deque[Event] = deque()
+        self._missed = 0
+        self._arrived = asyncio.Event()
+        self.is_over = is_over
 
     def put(self, event: Event) -> None:
-        if len(self.queue) >= bounds.EVENTS_QUEUE_MAX:
-            self.queue.popleft()
-            self.missed += 1
-        self.queue.append(event)
-        self.arrived.set()
+        """Queue an event; beyond the bound the oldest goes and is counted."""
+        if len(self._queue) >= bounds.EVENTS_QUEUE_MAX:
+            self._queue.popleft()
+            self._missed += 1
+        self._queue.append(event)
+        self._arrived.set()
+
+    def close(self) -> None:
+        """No more events; what is queued can still be read."""
+        self.is_over = True
+        self._arrived.set()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event; the iteration ends when the node closes."""
+        while True:
+            if self._missed:
+                count, self._missed = self._missed, 0
+                return Missed(count)
+            if self._queue:
+                return self._queue.popleft()
+            if self.is_over:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
 
 
 class Broadcast:
     """Hands every event to every reader."""
 
     def __init__(self) -> None:
-        self._readers: set[_Reader] = set()
+        self._readers: weakref.WeakSet[Subscription] = weakref.WeakSet()
         self._closed = False
 
     def publish(self, event: Event) -> None:
@@ -93,35 +117,19 @@ class Broadcast:
         for reader in self._readers:
             reader.put(event)
 
-    def subscribe(self) -> AsyncIterator[Event]:
+    def subscribe(self) -> Subscription:
         """Every event from this call on, until the node closes. RuntimeError beyond READERS_MAX readers."""
-        if len(self._readers) >= READERS_MAX:
-            raise RuntimeError(f"more than {READERS_MAX} readers of a node's events; close some")
-        reader = _Reader()
-        reader.ended = self._closed
+        reader = Subscription(is_over=self._closed)
         if not self._closed:
+            self._readers = weakref.WeakSet(r for r in self._readers if not r.is_over)
+            if len(self._readers) >= READERS_MAX:
+                raise RuntimeError(f"more than {READERS_MAX} readers of a node's events; close some")
             self._readers.add(reader)
-        return self._read(reader)
-
-    async def _read(self, reader: _Reader) -> AsyncIterator[Event]:
-        try:
-            while True:
-                if reader.missed:
-                    count, reader.missed = reader.missed, 0
-                    yield Missed(count)
-                elif reader.queue:
-                    yield reader.queue.popleft()
-                elif reader.ended:
-                    return
-                else:
-                    reader.arrived.clear()
-                    await reader.arrived.wait()
-        finally:
-            self._readers.discard(reader)
+        return reader
 
     def close(self) -> None:
         """End every reader once it has read what is queued."""
         self._closed = True
         for reader in self._readers:
-            reader.ended = True
-            reader.arrived.set()
+            reader.close()
+        self._readers.clear()

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl as ssl_module
-from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.base.addr import IP, parse_ip, split_host_port
@@ -24,7 +23,7 @@ from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Conf
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
 from meshnode.netmap.rules import caps_towards_us
-from meshnode.node.events import Broadcast, Event
+from meshnode.node.events import Broadcast, Subscription
 from meshnode.node.status import Identity, Pong, Status
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
@@ -153,7 +152,7 @@ class Node:
         if house is not None:
             if self.ephemeral and not self._is_logged_out:
                 await house.say_goodbye(LOGOUT_S)
-            await house.stop_talking()
+            await house.remember()
         if scope is not None:
             await scope.aclose()
         if house is not None:
@@ -262,7 +261,9 @@ class Node:
 
     def status(self) -> Status:
         """Everything at this moment; no I/O."""
-        return self._running().status()
+        from meshnode.node.view import status_of
+
+        return status_of(self._running())
 
     def whois(self, address: str | IP | tuple[Any, ...]) -> Identity | None:
         """Who an address belongs to: an IP, `ip:port` text, or a peername tuple. None: nobody we see."""
@@ -298,7 +299,7 @@ class Node:
         """Reach a peer by the path of the moment, without the tunnel. TimedOut if no pong comes."""
         return await self._running().ping(str(host), timeout)
 
-    def events(self) -> AsyncIterator[Event]:
+    def events(self) -> Subscription:
         """What happens from now on; bounded, a slow reader is told what it missed."""
         return self._broadcast.subscribe()
 
@@ -321,6 +322,7 @@ class Node:
             await asyncio.wait({waiting, self._failure}, return_when=asyncio.FIRST_COMPLETED)
             if self._failure.done():
                 raise self._failure.result()
+            waiting.result()
 
 
 def _usual(network: str = "default") -> str:

@@ -12,30 +12,28 @@ import contextlib
 import errno
 import socket
 from collections.abc import Callable
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from meshnode import __version__
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.errors import EngineError, ListenError, MeshError, NameNotFound, StateError
 from meshnode.base.keys import DiscoPrivate, MachinePublic, NodePublic
-from meshnode.control.client import ControlClient, ControlConfig, ControlState, Keys, LoginResult, Phase
+from meshnode.control.client import ControlClient, ControlConfig, ControlState, Keys, LoginResult
 from meshnode.control.hostinfo import gather
 from meshnode.engine.engine import Engine
 from meshnode.netmap.model import Changes, Netmap
 from meshnode.netmap.model import Node as NetmapNode
-from meshnode.netmap.rules import describe
 from meshnode.netmap.tailcfg import EndpointKind
 from meshnode.node.events import Broadcast, ControlChanged, NetmapChanged, PathChanged, RelayChanged
 from meshnode.node.follow import EngineFace, Follower
 from meshnode.node.home import HomeKeeper
-from meshnode.node.status import ACTIVE_S, PeerTraffic, Pong, RelayHome, Status
+from meshnode.node.keeper import Keeper
+from meshnode.node.status import Pong
 from meshnode.relay.pool import RelayPool, RelayState
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 from meshnode.run.snapshot import Snapshot
-from meshnode.state.file import FileStore
-from meshnode.state.memory import MemoryStore
-from meshnode.state.store import State, Store
+from meshnode.state.store import State
 from meshnode.tunnel.dialer import Dialer
 from meshnode.underlay.disco import Discovery
 from meshnode.underlay.endpoints import local_endpoints
@@ -47,21 +45,8 @@ if TYPE_CHECKING:
 RELAY_GRACE_S: Final = 0.2
 """How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
 ENDPOINTS_EVERY_S: Final = 10.0
-SAVE_DELAY_S: Final = 0.05
 
 _log = get_logger("node")
-
-_BACKEND: Final = {
-    Phase.STARTING: "Starting",
-    Phase.CONNECTING: "Starting",
-    Phase.NEEDS_LOGIN: "NeedsLogin",
-    Phase.NEEDS_APPROVAL: "NeedsMachineAuth",
-    Phase.RUNNING: "Running",
-    Phase.DEGRADED: "Running",
-    Phase.EXPIRED: "NeedsLogin",
-    Phase.LOGGED_OUT: "NeedsLogin",
-    Phase.FAILED: "Stopped",
-}
 
 
 class House:
@@ -77,16 +62,14 @@ class House:
         on_netmap: Callable[[Netmap], None],
     ) -> None:
         self._node = node
-        self._clock = node.clock
+        self.clock = node.clock
         self._scope = scope
         self._broadcast = broadcast
         self._on_failure = on_failure
         self._on_netmap_seen = on_netmap
         self.netmap: Snapshot[Netmap | None] = Snapshot(None)
         self.endpoints: tuple[Endpoint, ...] = ()
-        self._store: Store = FileStore(node.state_dir) if node.state_dir else MemoryStore()
-        self._state: State
-        self._is_dirty = asyncio.Event()
+        self._keeper: Keeper | None = None
         self._control_task: asyncio.Task[Any] | None = None
         self.engine: Engine
         self._rooms = contextlib.AsyncExitStack()
@@ -95,59 +78,41 @@ class House:
 
     async def start(self) -> None:
         """Bring every room up. StateError, ListenError; what control says comes later."""
-        self._store.lock()
-        self._rooms.callback(self._store.close)
-        self._state = self._load_state()
-        await self._start_engine()
-        self._start_paths()
-        self._start_control()
+        keeper = self._keeper = Keeper(self._node.state_dir, self._node.control_url, self.clock)
+        self._rooms.callback(keeper.close)
+        await self._start_engine(keeper.state)
+        self._start_paths(keeper.state)
+        self._start_control(keeper.state)
         self._introduce()
         self._refresh_endpoints()
         self._control_task = self._scope.spawn(self._run_control(), "control")
         self._scope.spawn(self._watch_endpoints(), "endpoints")
-        self._scope.spawn(self._keep_saving(), "state")
+        self._scope.spawn(keeper.keep_saving(), "state")
         self._scope.spawn(self._watch_bugs(), "bugs")
 
-    def _load_state(self) -> State:
-        node = self._node
-        state = self._store.load()
-        if state is None:
-            state = State.fresh(self._clock.entropy, node.control_url)
-        elif state.control_url != node.control_url:
-            _log.info("another control server than last time: joining as a new node", was=state.control_url)
-            state = state.moved_to(node.control_url, self._clock.entropy)
-        else:
-            return state
-        # Saved before control hears of it: a crash in between finds the same identity again.
-        self._store.save(state)
-        return state
-
-    async def _start_engine(self) -> None:
+    async def _start_engine(self, state: State) -> None:
         node = self._node
         try:
             self.engine = await Engine.start(
-                self._state.node, port=node.port, mtu=node.mtu, timestamp_floor=self._state.timestamp_floor
+                state.node, port=node.port, mtu=node.mtu, timestamp_floor=state.timestamp_floor
             )
         except OSError as error:
-            tip = (
-                "choose another with --port, or 0 for any"
-                if error.errno == errno.EADDRINUSE
-                else "see the system's log"
-            )
+            taken = error.errno == errno.EADDRINUSE
+            tip = "choose another with --port, or 0 for any" if taken else "a limit of the system may be in the way"
             reason = (error.strerror or str(error)).lower()
             raise ListenError(f"UDP port {node.port} cannot be used for the tunnel: {reason}; {tip}") from None
         self._rooms.push_async_callback(self.engine.aclose)
         self.dialer = Dialer(self.engine.connect, node.resolve)
 
-    def _start_paths(self) -> None:
-        node, state = self._node, self._state
-        disco = DiscoPrivate.generate(self._clock.entropy)
+    def _start_paths(self, state: State) -> None:
+        node = self._node
+        disco = DiscoPrivate.generate(self.clock.entropy)
         public = state.node.public()
-        self.discovery = Discovery(disco, public, clock=self._clock, loopback_ok=node.use_loopback)
+        self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=node.use_loopback)
         self._rooms.callback(self.discovery.close)
         self.pool = RelayPool(
             state.node,
-            clock=self._clock,
+            clock=self.clock,
             ca_file=node.ca_file,
             allow_insecure=node.insecure_relays,
             plain=node.plain_relays,
@@ -156,8 +121,8 @@ class House:
         self.home = HomeKeeper(choose=self.pool.set_home, report=self._report_home, preferred=state.home_region)
         self._rooms.callback(self.home.close)
 
-    def _start_control(self) -> None:
-        node, state = self._node, self._state
+    def _start_control(self, state: State) -> None:
+        node = self._node
         config = ControlConfig(
             url=node.control_url,
             auth_key=node.auth_key.reveal(),
@@ -169,8 +134,8 @@ class House:
         self.control = ControlClient(
             config,
             Keys(state.machine, state.node, self.discovery.public, state.old_node),
-            gather(node.hostname or machine_name(), log_id=state.log_id, userspace=True),
-            clock=self._clock,
+            gather(node.hostname or machine_name(), version=__version__, log_id=state.log_id),
+            clock=self.clock,
             on_netmap=self._on_netmap,
             on_state=self._on_control_state,
             on_login=self._on_login,
@@ -205,8 +170,11 @@ class House:
     # --- end ---
 
     async def say_goodbye(self, timeout_s: float) -> None:
-        """Log an ephemeral node out, so that it is gone at once; its state is erased."""
-        if self._control_task is None or self.netmap.value is None:
+        """Log an ephemeral node out, so that it is gone at once; its state is erased.
+
+        Also while joining: the server may have registered us before its answer came.
+        """
+        if self._control_task is None or self._control_task.done():
             return
         try:
             async with asyncio.timeout(timeout_s):
@@ -216,26 +184,26 @@ class House:
             return
         _log.info("logged out")
         with contextlib.suppress(StateError):
-            self._store.erase()
-        self._control_task = None
+            self._memory.erase()
 
     async def logout(self, timeout_s: float) -> None:
         """Expire this node at the server, then forget its keys. ControlError: the server did not confirm."""
         await self.control.logout(timeout_s)
         if self._node.ephemeral:
-            self._store.erase()
+            self._memory.erase()
         else:
-            # The machine stays the same: a later login with a new key gets its name and address back.
-            self._state = self._state.moved_to(self._node.control_url, self._clock.entropy)
-            self._store.save(self._state)
-        self._control_task = None
+            self._memory.start_over()
 
-    async def stop_talking(self) -> None:
+    async def remember(self) -> None:
         """Save what changed last, if this identity goes on."""
-        if self._control_task is not None and hasattr(self, "_state"):
-            self._remember_clock()
-            if self._is_dirty.is_set():
-                self._save()
+        if self._keeper is not None and hasattr(self, "engine"):
+            self._keeper.change(timestamp_floor=self.engine.last_timestamp())
+            self._keeper.save()
+
+    @property
+    def _memory(self) -> Keeper:
+        assert self._keeper is not None, "the house was not started"
+        return self._keeper
 
     async def stop(self) -> None:
         """Close every room, the last opened first."""
@@ -270,7 +238,9 @@ class House:
             _log.info("netmap in use", name=own.name, addresses=",".join(map(str, own.ips)), peers=len(netmap.peers))
             self._check_name(netmap)
         if is_first or changes.self_changed:
-            self._remember_self(netmap)
+            own = netmap.self_node
+            floor = self.engine.last_timestamp()
+            self._memory.change(node_id=own.stable_id, name=own.name, addresses=own.ips, timestamp_floor=floor)
 
     def _check_name(self, netmap: Netmap) -> None:
         wanted = self._node.hostname.lower()
@@ -286,16 +256,13 @@ class House:
 
     def _on_keys(self, keys: Keys) -> None:
         """A rotation was accepted: persist first, then use."""
-        self._state = replace(self._state, machine=keys.machine, node=keys.node, old_node=keys.old_node)
-        self._save()
+        self._memory.change(now=True, machine=keys.machine, node=keys.node, old_node=keys.old_node)
         self.engine.set_private_key(keys.node)
         self.pool.set_private_key(keys.node)
         self.discovery.set_node_key(keys.node.public())
 
     def _on_pin(self, key: MachinePublic) -> None:
-        if key != self._state.control_key:
-            self._state = replace(self._state, control_key=key)
-            self._is_dirty.set()
+        self._memory.change(control_key=key)
 
     def _on_relays(self, relays: Any) -> None:
         self.pool.set_map(relays)
@@ -322,9 +289,7 @@ class House:
 
     def _report_home(self, region: RegionId) -> None:
         self.control.update(home_region=region)
-        if region != self._state.home_region:
-            self._state = replace(self._state, home_region=region)
-            self._is_dirty.set()
+        self._memory.change(home_region=region)
 
     def _on_path(self, key: NodePublic, old: str, new: str, reason: str) -> None:
         peer = self._peer_by_key(key)
@@ -358,33 +323,6 @@ class House:
             self.discovery.on_link_change(gone)
         self.control.update(endpoints=[(endpoint, EndpointKind.LOCAL) for endpoint in found])
 
-    def _remember_self(self, netmap: Netmap) -> None:
-        own = netmap.self_node
-        self._state = replace(self._state, node_id=own.stable_id, name=own.name, addresses=own.ips)
-        self._is_dirty.set()
-
-    def _remember_clock(self) -> None:
-        floor = self.engine.last_timestamp()
-        if floor != self._state.timestamp_floor:
-            self._state = replace(self._state, timestamp_floor=floor)
-            self._is_dirty.set()
-
-    async def _keep_saving(self) -> None:
-        while True:
-            await self._is_dirty.wait()
-            await asyncio.sleep(SAVE_DELAY_S)
-            self._remember_clock()
-            self._save()
-
-    def _save(self) -> None:
-        """Write the state now. A full disk is a warning: the node goes on, and tries at the next change."""
-        self._is_dirty.clear()
-        self._state = replace(self._state, updated_at=self._clock.wall())
-        try:
-            self._store.save(self._state)
-        except StateError as error:
-            _log.warning("state not saved", error=str(error))
-
     # --- questions ---
 
     async def wait_ready(self) -> None:
@@ -415,60 +353,9 @@ class House:
         code = region.code if region else str(result.region)
         return Pong(node, node.ips[0], result.latency_s, result.endpoint, result.region, code)
 
-    def status(self) -> Status:
-        """Everything at this moment."""
-        netmap, state = self.netmap.value, self.control.state
-        wall, now = self._clock.wall(), self._clock.now()
-        region = netmap.relays.regions.get(self.home.region) if netmap else None
-        return Status(
-            version=_version(),
-            backend_state=_BACKEND[state.phase],
-            reason=state.reason,
-            since=wall - (now - state.since) if state.since else wall,
-            auth_url=state.url,
-            netmap=netmap,
-            home=RelayHome(self.home.region, region.code if region else "", self.home.settled.is_set()),
-            endpoints=self.endpoints,
-            traffic={p.id: self._traffic(p.key, wall, now) for p in netmap.peers.values()} if netmap else {},
-            health=netmap.health if netmap else (),
-            filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
-            counters=self.engine.stats() | self.discovery.counters() | {"engine_lost": self.engine.lost_count},
-        )
-
-    def _traffic(self, key: NodePublic, wall: float, now: float) -> PeerTraffic:
-        try:
-            stats = self.engine.peer_stats(key)
-        except KeyError:
-            return PeerTraffic()
-        handshake_ns, found = stats.get("last_handshake_ns", 0), self.discovery.status(key)
-        age = (self._clock.boot_ns() - handshake_ns) / 1e9
-        traffic = PeerTraffic(
-            rx_bytes=stats["rx_bytes"],
-            tx_bytes=stats["tx_bytes"],
-            last_handshake=wall - age if handshake_ns else None,
-            is_active=bool(handshake_ns) and age < ACTIVE_S,
-        )
-        if found is None:
-            return traffic
-        return replace(
-            traffic,
-            path_state=found.state,
-            since=wall - (now - found.since),
-            reason=found.reason,
-            endpoint=found.endpoint,
-            latency_s=found.latency_s,
-            candidates=tuple(str(c) for c in found.candidates),
-        )
-
 
 def machine_name() -> str:
     """The first label of this machine's name, made fit for DNS."""
     label = socket.gethostname().partition(".")[0].lower()
     fit = "".join(c if c.isalnum() and c.isascii() else "-" for c in label).strip("-")[:63]
     return fit or "meshnode"
-
-
-def _version() -> str:
-    from meshnode import __version__
-
-    return __version__

@@ -87,15 +87,14 @@ class FileStore:
         """The saved state; None if there is none yet."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                raw = os.read(fd, STATE_MAX + 1)
+            finally:
+                os.close(fd)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise StateError(f"cannot read the state file {self.path}: {_why(error)}") from None
-        with open(fd, "rb") as file:
-            try:
-                raw = file.read(STATE_MAX + 1)
-            except OSError as error:
-                raise StateError(f"cannot read the state file {self.path}: {_why(error)}") from None
         if len(raw) > STATE_MAX:
             raise StateError(f"{self.path} is no state file of meshnode: larger than {STATE_MAX} bytes")
         return parse_state(raw.decode(errors="replace"), str(self.path))

@@ -111,25 +111,25 @@ def parse_state(text: str, where: str) -> State:
         )
     try:
         return _build(record)
-    except (KeyFormatError, KeyError, TypeError, ValueError) as error:
-        what = f"{error.args[0]!s}" if isinstance(error, KeyError) else "a field does not parse"
+    except (TypeError, ValueError, OverflowError) as error:
+        what = str(error) if isinstance(error, KeyFormatError) else "a field does not parse"
         raise StateError(f"the state file is damaged: {what}; {advice}") from None
 
 
 def _build(record: dict[str, Any]) -> State:
-    old, control = record.get("old_node_key"), record.get("control_key")
-    floor = bytes.fromhex(record.get("timestamp_floor") or "")
+    old, control = _text(record, "old_node_key"), _text(record, "control_key")
+    floor = bytes.fromhex(_text(record, "timestamp_floor"))
     if len(floor) not in (0, TIMESTAMP_LEN):
         raise ValueError("timestamp_floor")
     return State(
-        machine=MachinePrivate.parse(record["machine_key"]),
-        node=NodePrivate.parse(record["node_key"]),
+        machine=MachinePrivate.parse(_text(record, "machine_key")),
+        node=NodePrivate.parse(_text(record, "node_key")),
         old_node=NodePrivate.parse(old) if old else None,
         control_url=_text(record, "control_url"),
         control_key=MachinePublic.parse(control) if control else None,
         node_id=_text(record, "node_id"),
         name=_text(record, "name"),
-        addresses=tuple(parse_ip(ip) for ip in record.get("addresses") or ()),
+        addresses=tuple(parse_ip(str(ip)) for ip in record.get("addresses") or ()),
         log_id=_text(record, "log_id"),
         home_region=int(record.get("home_region") or 0),
         timestamp_floor=floor,

@@ -11,13 +11,15 @@ import asyncio
 import inspect
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.engine.flow import TunnelSocket
-from meshnode.engine.listener import Listener
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 from meshnode.tunnel.streams import STREAM_LIMIT, TunnelWriter, accept_streams
+
+if TYPE_CHECKING:
+    from meshnode.engine.listener import Listener
 
 _log = get_logger("tunnel")
 BACKLOG: Final = 128
