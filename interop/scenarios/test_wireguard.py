@@ -1,4 +1,4 @@
-"""Our engine against wireguard-go, nothing else between them: handshake roles, PSK, both families."""
+"""Our engine against wireguard-go and boringtun, nothing else between them: handshake roles, PSK, both families."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interop.bed import MIB, random_file
 from interop.lab import Host, Lab, until
 from interop.peers.engine import ECHO_PORT, EngineProcess, Settings, start_engine
 from interop.peers.origin import start_origin
-from interop.peers.wireguard_go import WireguardGo, key_pair
+from interop.peers.wireguard import Wireguard, key_pair
 
 OURS = ("10.9.0.2", "fd09::2")
 THEIRS = ("10.9.0.1", "fd09::1")
@@ -21,19 +21,20 @@ PORT = 51820
 @dataclass
 class Pair:
     host: Host
-    theirs: WireguardGo
+    theirs: Wireguard
     ours: EngineProcess
     digest: str
 
 
-@pytest.fixture(scope="module", params=["no psk", "psk"])
+@pytest.fixture(scope="module", params=["wireguard_go", "wireguard_go with psk", "boringtun with psk"])
 def pair(request: pytest.FixtureRequest, peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     with Lab(tmp_path_factory.mktemp("wireguard")) as lab:
         a, b = lab.host("reference"), lab.host("engine")
         their_private, their_public = key_pair()
         our_private, our_public = key_pair()
-        psk = bytes(range(32)) if request.param == "psk" else b""
-        theirs = WireguardGo(a, their_private, PORT, (f"{THEIRS[0]}/32", f"{THEIRS[1]}/128")).start()
+        program, _, psk_wanted = request.param.partition(" with ")
+        psk = bytes(range(32)) if psk_wanted else b""
+        theirs = Wireguard(a, their_private, PORT, (f"{THEIRS[0]}/32", f"{THEIRS[1]}/128"), program).start()
         theirs.peer(our_public, f"{OURS[0]}/32,{OURS[1]}/128", endpoint=f"{b.v4}:{PORT}", psk=psk)
         settings = Settings(
             private=our_private.hex(),

@@ -1,4 +1,4 @@
-"""wireguard-go: the reference WireGuard in user space, with its TUN in a host of the lab."""
+"""WireGuard in user space by others, with its TUN in a host of the lab: wireguard-go and boringtun."""
 
 from __future__ import annotations
 
@@ -19,21 +19,29 @@ def key_pair() -> tuple[bytes, bytes]:
     return base64.b64decode(private), base64.b64decode(public)
 
 
+PROGRAMS = {
+    "wireguard_go": ("wireguard-go", ["-f"]),
+    "boringtun": ("boringtun-cli", ["-f", "--disable-drop-privileges"]),
+}
+
+
 @dataclass
-class WireguardGo:
+class Wireguard:
     """One device on `host` with the addresses given."""
 
     host: Host
     private: bytes
     port: int
     addresses: tuple[str, ...]
+    program: str = "wireguard_go"
     process: Process | None = None
 
-    def start(self) -> WireguardGo:
+    def start(self) -> Wireguard:
         # Its control socket's place is fixed and shared by name, so the link is named per host.
-        argv = [str(binary("wireguard_go", "wireguard-go")), "-f", self.link]
-        self.process = self.host.start("wireguard-go", argv, LOG_LEVEL="verbose")
-        self.process.wait_until(self._listening, 10.0, "wireguard-go opens its control socket")
+        command, options = PROGRAMS[self.program]
+        argv = [str(binary(self.program, command)), *options, self.link]
+        self.process = self.host.start(command, argv, LOG_LEVEL="verbose")
+        self.process.wait_until(self._listening, 10.0, f"{command} opens its control socket")
         key = self.host.folder / "wg.key"
         key.touch(mode=0o600)
         key.write_text(base64.b64encode(self.private).decode())
