@@ -107,14 +107,18 @@ def _overview() -> str:
 
 
 def _up(parser: argparse.ArgumentParser) -> None:
+    _node(parser, without=())
+
+
+def _node(parser: argparse.ArgumentParser, *, without: tuple[str, ...]) -> None:
     parser.add_argument("-c", "--config", metavar="FILE", help="TOML file with the same settings")
     parser.add_argument("--network", metavar="NAME", help="which of the file's networks")
-    for section, item in settings():
-        if item.metadata["flag"]:
-            _add_setting(parser, section, item)
+    for _, item in settings():
+        if item.metadata["flag"] and item.name not in without:
+            _add_setting(parser, item)
 
 
-def _add_setting(parser: argparse.ArgumentParser, section: str, item: Any) -> None:
+def _add_setting(parser: argparse.ArgumentParser, item: Any) -> None:
     about, default = item.metadata, default_of(item)
     flag = "--" + item.name.replace("_", "-")
     shown = "" if isinstance(default, Secret) or default in ("", (), False) else f" (default {default})"
@@ -183,10 +187,17 @@ def _dns(parser: argparse.ArgumentParser) -> None:
 
 
 def _capability(parser: argparse.ArgumentParser) -> None:
-    _up(parser)
+    _node(parser, without=("port", "serve"))
+    parser.add_argument(
+        "--port", dest="http_port", type=int, default=3001, metavar="N", help="tailnet port to serve on (default 3001)"
+    )
     parser.add_argument("--spec", required=True, metavar="FILE", help="TOML file with the capabilities")
-    parser.add_argument("--token", required=True, metavar="T", help="bearer token: env:NAME or file:PATH")
-    parser.add_argument("--listen-port", dest="listen_port", type=int, metavar="N", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--token",
+        default="env:CAPABILITY_TOKEN",
+        metavar="T",
+        help="bearer token: env:NAME, file:PATH or the token itself (default env:CAPABILITY_TOKEN)",
+    )
 
 
 def _demo(parser: argparse.ArgumentParser) -> None:
@@ -202,7 +213,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "nc": Command("connect stdin and stdout to a tailnet port", "meshnode.cli.commands:run_nc", _nc),
     "dns": Command("addresses of a name of the tailnet", "meshnode.cli.commands:run_dns", _dns),
     "logout": Command("leave the tailnet and stop the running node", "meshnode.cli.commands:run_logout", _door),
-    "capability": Command("serve fixed commands over HTTP", "meshnode.serve.capability:run_command", _capability),
+    "capability": Command("serve fixed commands over HTTP", "meshnode.cli.up:run_capability", _capability),
     "demo": Command("two nodes, a relay and a control server here", "meshnode.demo:run_demo", _demo),
     "version": Command("print the version", "meshnode.cli.commands:run_version", _json),
 }

@@ -13,13 +13,13 @@ from meshnode.base.errors import ControlError, NotReady
 from meshnode.cli.main import COMMANDS, exit_code_of, main
 from meshnode.config.model import settings
 
-HEAVY = {"asyncio", "h11", "h2", "msgspec", "nacl", "cryptography", "uvloop", "aiohttp", "click", "rich", "tomllib"}
+HEAVY = {"asyncio", "h11", "h2", "msgspec", "cryptography", "uvloop", "aiohttp", "click", "rich", "tomllib"}
 
 
 @pytest.fixture(autouse=True)
 def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in list(os.environ):
-        if name.startswith(("MESHNODE_", "TS_", "TAILSCALE_")):
+        if name.startswith(("MESHNODE_", "TS_", "TAILSCALE_", "CAPABILITY_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
@@ -40,6 +40,8 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["status"], 51, "start one: meshnode up"),
         (["status", "--state-dir", "mem:"], 51, "no node with --state-dir mem:"),
         (["nc", "db", "0", "--state-dir", "/nope"], 2, "0 is no port"),
+        (["capability", "--spec", "x"], 2, "token: environment variable CAPABILITY_TOKEN is not set  (--token)"),
+        (["capability", "--spec", "x", "--token", ""], 2, "token: is empty  (--token)"),
         (["ping", "db", "-c", "0"], 2, "--count 0: send at least one ping"),
     ],
 )

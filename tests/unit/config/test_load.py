@@ -107,7 +107,10 @@ control_url = "https://two.example"
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[tailscale]\ncontrol_url = "hs.lan"', "control_url: 'hs.lan' has no scheme; try https://hs.lan  (node.toml:2)"),
+        (
+            '[tailscale]\ncontrol_url = "hs.lan"',
+            "control_url: 'hs.lan' has no scheme; try https://hs.lan  (node.toml:2)",
+        ),
         ('[tailscale]\n\nhostnam = "x"', "tailscale.hostnam: no such setting; did you mean hostname?  (node.toml:3)"),
         ("[tailscal]\n", "tailscal: no such table; did you mean tailscale?  (node.toml:1)"),
         ("[tailscale]\nport = 70000", "port: 70000 is no port; use 0 to 65535  (node.toml:2)"),
@@ -138,4 +141,6 @@ def test_control_urls_that_are_none(url: str) -> None:
 
 def test_origin_of_an_alias_is_named() -> None:
     assert complaint({}, {"TS_HOSTNAME": "-x-"}).endswith("(TS_HOSTNAME)")
-    assert complaint({}, {"MESHNODE_TIMEOUT": "soon"}) == "timeout: 'soon' is not a number of seconds  (MESHNODE_TIMEOUT)"
+    assert (
+        complaint({}, {"MESHNODE_TIMEOUT": "soon"}) == "timeout: 'soon' is not a number of seconds  (MESHNODE_TIMEOUT)"
+    )

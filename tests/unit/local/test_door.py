@@ -201,5 +201,3 @@ def test_a_runtime_directory_of_somebody_else_is_refused(tmp_path: Path, monkeyp
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with pytest.raises(StateError, match="belongs to somebody else"):
         make_runtime_dir(environment)
-
-

@@ -103,7 +103,10 @@ def test_two_processes_never_share(tmp_path: Path) -> None:
         ('{"version": "1"}', "damaged: no version"),
         ('{"version": 99}', "version 99, this meshnode reads up to 1; use the newer"),
         ('{"version": 1}', "damaged: MachinePrivate: text does not start with 'privkey:'"),
-        ('{"version": 1, "machine_key": "privkey:00", "node_key": 3}', "damaged: MachinePrivate: 2 digits, expected 64"),
+        (
+            '{"version": 1, "machine_key": "privkey:00", "node_key": 3}',
+            "damaged: MachinePrivate: 2 digits, expected 64",
+        ),
     ],
 )
 def test_what_cannot_be_read(content: str, said: str, tmp_path: Path) -> None:
@@ -122,7 +125,9 @@ def test_garbage_is_a_state_error(content: bytes) -> None:
         parse_state(content.decode(errors="replace"), "here")
 
 
-@given(st.sampled_from(sorted(json.loads(emit_state(full())))), st.none() | st.integers() | st.text() | st.lists(st.none()))
+@given(
+    st.sampled_from(sorted(json.loads(emit_state(full())))), st.none() | st.integers() | st.text() | st.lists(st.none())
+)
 def test_one_wrong_field_is_a_state_error_or_harmless(name: str, value: object) -> None:
     record = json.loads(emit_state(full())) | {name: value}
     try:
