@@ -1,0 +1,259 @@
+"""Reach a region: TCP to its nodes in order, TLS verified, each wait bounded.
+
+The result is a Link that is connected and logged in; what is said on it afterwards is its owner's
+business. Certificates are never skipped silently: the map's InsecureForTests counts only when the node's
+owner allowed it. A proxy belongs here when there is one.
+Source: docs/protocol/paths.md 2.1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import socket
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_address
+from typing import Any, Final
+
+from meshnode.base.errors import ProtocolError, RelayError
+from meshnode.netmap.model import RelayNode, RelayRegion
+from meshnode.relay.link import Link
+from meshnode.run.scope import Scope
+
+NODE_S: Final = 1.5
+"""For the TCP connection to one node; TLS and login have the rest of the total."""
+TOTAL_S: Final = 10.0
+PIN: Final = "sha256-raw:"
+NO_FAMILY: Final = "none"
+PLAIN_PORT: Final = 3340
+"""What a relay without TLS listens on when its map entry names no port."""
+
+FAILURES: Final = (OSError, TimeoutError, ssl.SSLError, RelayError, ProtocolError)
+
+
+@dataclass(slots=True)
+class DialOptions:
+    """How relays are reached. The TLS contexts are made once: loading the system's roots is not cheap."""
+
+    ca_file: str = ""
+    allow_insecure: bool = False
+    plain: bool = False
+    _verifying: ssl.SSLContext | None = field(default=None, repr=False)
+    _trusting: ssl.SSLContext | None = field(default=None, repr=False)
+
+    def context_for(self, node: RelayNode) -> ssl.SSLContext:
+        """The TLS context this node's map entry asks for, and our owner allows."""
+        if node.cert_name.startswith(PIN) or (node.insecure and self.allow_insecure):
+            return self._unchecked()
+        return self._checked()
+
+    def _checked(self) -> ssl.SSLContext:
+        """Chain checked against system roots and the CA file; the name is checked by `check_certificate`."""
+        if self._verifying is None:
+            context = ssl.create_default_context()
+            context.check_hostname = False
+            if self.ca_file:
+                try:
+                    context.load_verify_locations(cafile=self.ca_file)
+                except (OSError, ssl.SSLError) as error:
+                    raise RelayError(f"CA file {self.ca_file} cannot be used: {error}") from None
+            self._verifying = context
+        return self._verifying
+
+    def _unchecked(self) -> ssl.SSLContext:
+        """Nothing checked by OpenSSL: pins are checked after the handshake, InsecureForTests not at all."""
+        if self._trusting is None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            self._trusting = context
+        return self._trusting
+
+
+async def dial_region(region: RelayRegion, options: DialOptions, make: Callable[[], Link]) -> tuple[Link, RelayNode]:
+    """The first node of the region that takes us, logged in.
+
+    RelayError names every node and what went wrong with it. Ends within TOTAL_S.
+    """
+    nodes = [n for n in region.nodes if not n.stun_only]
+    if not nodes:
+        raise RelayError(f"relay region {region.code or region.id} has no node that relays")
+    problems: list[str] = []
+    deadline = asyncio.get_running_loop().time() + TOTAL_S
+    for node in nodes:
+        link = make()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await _dial_node(node, nodes[0].name, options, link)
+            return link, node
+        except FAILURES as error:
+            link.abort()
+            problems.append(f"{node.host}:{_port(node, options)}: {explain(error)}")
+        except BaseException:
+            link.abort()
+            raise
+    raise RelayError(f"relay region {region.code or region.id}: " + "; ".join(problems))
+
+
+def explain(error: BaseException) -> str:
+    """One failure in words."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message}); set ca_file or pin it in the relay map"
+    if isinstance(error, ssl.SSLError):
+        return f"TLS failed ({error.reason or error}); does it speak plain HTTP?"
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    return str(error) or type(error).__name__
+
+
+async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Link) -> None:
+    loop = asyncio.get_running_loop()
+    sock = await _connect(node, _port(node, options))
+    try:
+        if options.plain:
+            await loop.create_connection(lambda: link, sock=sock)
+        else:
+            context = options.context_for(node)
+            await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=node.host)
+            check_certificate(node, link.ssl_object, allow_insecure=options.allow_insecure)
+    except BaseException:
+        sock.close()
+        raise
+    await link.login(node.host, ideal if ideal != node.name else "")
+
+
+def _port(node: RelayNode, options: DialOptions) -> int:
+    return node.port or (PLAIN_PORT if options.plain else 443)
+
+
+async def _connect(node: RelayNode, port: int) -> socket.socket:
+    """One TCP connection: to the map's literal addresses if it has any, else to what the name resolves to."""
+    async with asyncio.timeout(NODE_S):
+        literals = _literals(node)
+        if literals:
+            try:
+                return await _race([(family, (text, port)) for family, text in literals])
+            except OSError:
+                if all((node.ipv4, node.ipv6)):
+                    raise
+        return await _race(await _resolve(node, port))
+
+
+def _literals(node: RelayNode) -> list[tuple[socket.AddressFamily, str]]:
+    found = []
+    for text, family in ((node.ipv4, socket.AF_INET), (node.ipv6, socket.AF_INET6)):
+        if text and text != NO_FAMILY:
+            found.append((family, text))
+    if not found:
+        with suppress(ValueError):
+            version = ip_address(node.host).version
+            found.append((socket.AF_INET if version == 4 else socket.AF_INET6, node.host))
+    return found
+
+
+async def _resolve(node: RelayNode, port: int) -> list[tuple[socket.AddressFamily, Any]]:
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(node.host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise OSError(f"its name does not resolve ({error.strerror})") from None
+    barred = {socket.AF_INET: node.ipv4 == NO_FAMILY, socket.AF_INET6: node.ipv6 == NO_FAMILY}
+    targets: dict[socket.AddressFamily, Any] = {}
+    for family, _, _, _, address in found:
+        if not barred.get(family, True):
+            targets.setdefault(family, address)
+    return list(targets.items())
+
+
+async def _race(targets: list[tuple[socket.AddressFamily, Any]]) -> socket.socket:
+    """The first connection that stands; the others are closed. The first error if none does."""
+    if not targets:
+        raise OSError("it has no address we may use")
+    if len(targets) == 1:
+        return await _connect_one(*targets[0])
+    results: asyncio.Queue[socket.socket | OSError] = asyncio.Queue()
+
+    async def attempt(family: socket.AddressFamily, address: Any) -> None:
+        try:
+            results.put_nowait(await _connect_one(family, address))
+        except OSError as error:
+            results.put_nowait(error)
+
+    first_error: OSError | None = None
+    winner: socket.socket | None = None
+    async with Scope("dial") as scope:
+        for family, address in targets:
+            scope.spawn(attempt(family, address), str(address[0]))
+        for _ in targets:
+            result = await results.get()
+            if isinstance(result, socket.socket):
+                winner = result
+                break
+            first_error = first_error or result
+    while not results.empty():
+        late = results.get_nowait()
+        if isinstance(late, socket.socket):
+            late.close()
+    if winner is None:
+        raise first_error or OSError("no answer")
+    return winner
+
+
+async def _connect_one(family: socket.AddressFamily, address: Any) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+
+
+def check_certificate(node: RelayNode, tls: ssl.SSLObject, *, allow_insecure: bool) -> None:
+    """What OpenSSL was told to leave to us: pin, or name. RelayError if it is not the relay's certificate."""
+    if node.cert_name.startswith(PIN):
+        _check_pin(node, tls.getpeercert(binary_form=True) or b"")
+    elif not (node.insecure and allow_insecure):
+        wanted = node.cert_name or node.host
+        certificate: dict[str, Any] = tls.getpeercert() or {}
+        names = [str(text) for _, text in certificate.get("subjectAltName", ())]
+        if not any(matches_name(name, wanted) for name in names):
+            raise RelayError(f"its certificate is for {', '.join(names) or 'no name'}, not for {wanted}")
+
+
+def matches_name(pattern: str, name: str) -> bool:
+    """Whether a certificate's name covers `name`; `*` stands for exactly the first label."""
+    pattern, name = pattern.lower().rstrip("."), name.lower().rstrip(".")
+    with suppress(ValueError):
+        return ip_address(pattern) == ip_address(name)
+    if pattern.startswith("*."):
+        label, dot, rest = name.partition(".")
+        return bool(label and dot) and rest == pattern[2:]
+    return pattern == name
+
+
+def _check_pin(node: RelayNode, der: bytes) -> None:
+    """Exactly this certificate, for this host, within its dates; who signed it does not matter."""
+    from cryptography import x509  # late: only pinned relays need it
+
+    if not hmac.compare_digest(hashlib.sha256(der).hexdigest(), node.cert_name[len(PIN) :].lower()):
+        raise RelayError("its certificate is not the one pinned in the relay map")
+    certificate = x509.load_der_x509_certificate(der)
+    now = datetime.now(UTC)
+    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
+        raise RelayError("its pinned certificate is outside its dates")
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        raise RelayError("its pinned certificate names no host") from None
+    names = [str(n) for n in extension.get_values_for_type(x509.DNSName)]
+    names += [str(ip) for ip in extension.get_values_for_type(x509.IPAddress)]
+    if not any(matches_name(name, node.host) for name in names):
+        raise RelayError(f"its pinned certificate is for {', '.join(names)}, not for {node.host}")

@@ -1,0 +1,276 @@
+"""Link: one connected stream to a relay, from HTTP upgrade to its end.
+
+States: connected → upgrading → greeted → open → closed. As an asyncio protocol it takes bytes as they
+come and writes joined batches; it decides nothing beyond the frames themselves. `closed` resolves with
+the reason when the stream ends, whoever ended it.
+Source: docs/protocol/paths.md 1.4, 1.11, 2.2.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from enum import Enum
+from typing import Final
+
+from meshnode.base.errors import ProtocolError, RelayError
+from meshnode.base.keys import KEY_LEN, NodePrivate, NodePublic
+from meshnode.core.lanes import Lanes
+from meshnode.core.liveness import Liveness, Verdict
+from meshnode.run.clock import Clock
+from meshnode.run.log import get_logger
+from meshnode.wire import derp
+from meshnode.wire.http1 import ClientHttp
+
+WRITE_HIGH: Final = 256 * 1024
+WRITE_BATCH: Final = 128 * 1024
+REPLY_MAX: Final = 4096
+_log = get_logger("relay")
+
+
+class Phase(Enum):
+    """How far a link is."""
+
+    NEW = "new"
+    UPGRADING = "upgrading"
+    GREETED = "waiting for the relay's greeting"
+    OPEN = "open"
+    CLOSED = "closed"
+
+
+class Link(asyncio.Protocol):
+    """One stream. `lanes` are its owner's: what they hold survives the link."""
+
+    def __init__(
+        self,
+        private: NodePrivate,
+        lanes: Lanes,
+        *,
+        clock: Clock,
+        on_packet: Callable[[bytes, bytes], None],
+        on_gone: Callable[[NodePublic, int], None],
+        on_health: Callable[[str], None],
+    ) -> None:
+        """on_packet: (raw sender key, data)."""
+        self._loop = asyncio.get_running_loop()
+        self._clock = clock
+        self._private = private
+        self._login = derp.ClientLogin(private)
+        self._frames = derp.Frames(derp.TO_CLIENT)
+        self._lanes = lanes
+        self._on_packet = on_packet
+        self._on_gone = on_gone
+        self._on_health = on_health
+        self._phase = Phase.NEW
+        self._transport: asyncio.Transport | None = None
+        self._http: ClientHttp | None = None
+        self._logged_in: asyncio.Future[None] = self._loop.create_future()
+        self.closed: asyncio.Future[str] = self._loop.create_future()
+        """Resolves with why the link ended."""
+        self.restart_hint: tuple[float, float] | None = None
+        """What the relay announced before it went: (seconds to wait, seconds to try)."""
+        self.info: derp.ServerInfo | None = None
+        self.rx_bytes = 0
+        self.tx_bytes = 0
+        self._is_paused = False
+        self._flush_due = False
+        self._pulse = Liveness(clock.now(), clock.uniform)
+        self._pulse_timer: asyncio.TimerHandle | None = None
+
+    # --- asyncio.Protocol ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The stream stands (after TLS)."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        transport.set_write_buffer_limits(high=WRITE_HIGH)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes from the relay."""
+        if self._phase is Phase.CLOSED:
+            return
+        self.rx_bytes += len(data)
+        try:
+            if self._phase is Phase.UPGRADING:
+                data = self._consume_upgrade(data)
+                if not data:
+                    return
+            self._pulse.hear(self._clock.now())
+            self._consume_frames(data)
+        except (ProtocolError, RelayError) as error:
+            self._end(str(error))
+
+    def eof_received(self) -> bool:
+        """The relay closes without a word; that is how it refuses, too."""
+        refused = self._phase in (Phase.GREETED, Phase.OPEN) and self.info is None
+        self._end("the relay closed the connection" + (" without admitting us" if refused else ""))
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The stream is gone."""
+        self._end(f"the connection broke: {exc}" if exc else "the connection ended")
+
+    def pause_writing(self) -> None:
+        """The relay or the network is slower than we: wait, the lanes drop what gets old."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """There is room again."""
+        self._is_paused = False
+        self._flush()
+
+    # --- login ---
+
+    @property
+    def ssl_object(self) -> ssl.SSLObject:
+        """For the certificate check, before anything is said."""
+        assert self._transport is not None
+        tls = self._transport.get_extra_info("ssl_object")
+        if tls is None:
+            raise RelayError("the connection has no TLS")
+        assert isinstance(tls, ssl.SSLObject) or hasattr(tls, "getpeercert")
+        return tls  # type: ignore[no-any-return]
+
+    async def login(self, host: str, ideal: str) -> None:
+        """Upgrade, log in, and wait to be admitted; what the lanes hold leaves before that.
+
+        RelayError or ProtocolError if the other side is no relay or refuses us; the caller bounds the wait.
+        """
+        self._http = ClientHttp(host, body_limit=REPLY_MAX)
+        headers = [("User-Agent", "meshnode")]
+        if ideal:
+            headers.append(("Ideal-Node", ideal))
+        self._phase = Phase.UPGRADING
+        self._write(self._http.upgrade("GET", "/derp", "DERP", headers))
+        await self._logged_in
+
+    def _consume_upgrade(self, data: bytes) -> bytes:
+        """Returns what already belongs to the frames."""
+        assert self._http is not None
+        response = self._http.receive(data)
+        if response is None:
+            return b""
+        if response.status != 101:
+            raise RelayError(f"HTTP status {response.status}: not a relay, or a proxy strips the upgrade")
+        self._phase, self._http = Phase.GREETED, None
+        return response.rest
+
+    def _consume_frames(self, data: bytes) -> None:
+        on_packet, now = self._on_packet, self._clock.now
+        for kind, payload in self._frames.receive(data):
+            if kind == derp.RECV_PACKET:
+                if len(payload) >= KEY_LEN:
+                    on_packet(payload[:KEY_LEN], payload[KEY_LEN:])
+            elif kind == derp.SERVER_KEY:
+                self._greet(payload)
+            elif kind == derp.SERVER_INFO:
+                self.info = self._login.consume_server_info(payload)
+                if not self._logged_in.done():
+                    self._logged_in.set_result(None)
+            elif kind == derp.PING:
+                self.put_urgent(derp.emit_frame(derp.PONG, payload[: derp.PING_LEN]))
+            elif kind == derp.PONG:
+                self._pulse.hear_pong(now())
+            else:
+                self._consume_notice(kind, payload)
+
+    def _greet(self, payload: bytes) -> None:
+        self._login.consume_server_key(payload)
+        if self._phase is Phase.GREETED:
+            self._write(self._login.create_client_info(self._clock.entropy(derp.NONCE_LEN)))
+            self._phase = Phase.OPEN
+            self._arm_pulse()
+            self._flush()
+
+    def _consume_notice(self, kind: int, payload: bytes) -> None:
+        """What a relay says about itself and others. A frame cut short is dropped, not fatal."""
+        try:
+            if kind == derp.PEER_GONE:
+                self._on_gone(*derp.parse_gone(payload))
+            elif kind == derp.HEALTH:
+                self._on_health(payload[:256].decode("utf-8", "replace"))
+            elif kind == derp.RESTARTING:
+                self.restart_hint = derp.parse_restarting(payload)
+        except ProtocolError as error:
+            _log.debug("relay frame dropped", error=str(error))
+
+    # --- sending ---
+
+    def put_urgent(self, frame: bytes) -> None:
+        """Queue a frame ahead of all data."""
+        self._lanes.put_urgent(frame)
+        self.schedule_flush()
+
+    def schedule_flush(self) -> None:
+        """Something is in the lanes: write it, joined with the rest of this loop turn."""
+        if self._phase is Phase.OPEN and not self._flush_due and not self._is_paused:
+            self._flush_due = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        if self._phase is not Phase.OPEN:
+            return
+        now = self._clock.now()
+        wrote = False
+        while not self._is_paused and (batch := self._lanes.take(WRITE_BATCH, now)):
+            self._write(batch)
+            wrote = True
+        if wrote and self._pulse.note_sent(now):
+            self._arm_pulse()
+
+    def _write(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self.tx_bytes += len(data)
+            self._transport.write(data)
+
+    # --- the pulse ---
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Smoothed round trip to the relay, from our pings; None before the first."""
+        return self._pulse.srtt
+
+    def ping(self) -> None:
+        """Ask for a sign of life."""
+        self._pulse.note_ping(self._clock.now())
+        self.put_urgent(derp.emit_frame(derp.PING, self._clock.entropy(derp.PING_LEN)))
+
+    def _arm_pulse(self) -> None:
+        if self._pulse_timer is not None:
+            self._pulse_timer.cancel()
+        delay = max(0.0, self._pulse.next_deadline() - self._clock.now())
+        self._pulse_timer = self._loop.call_later(delay, self._on_pulse)
+
+    def _on_pulse(self) -> None:
+        verdict = self._pulse.on_deadline(self._clock.now())
+        if verdict is Verdict.DEAD:
+            self._end("the relay went silent")
+            return
+        if verdict is Verdict.PING:
+            self.ping()
+        self._arm_pulse()
+
+    # --- the end ---
+
+    def abort(self) -> None:
+        """End it now, from our side."""
+        self._end("closed by us")
+
+    def _end(self, reason: str) -> None:
+        if self._phase is Phase.CLOSED:
+            return
+        phase, self._phase = self._phase, Phase.CLOSED
+        if self._pulse_timer is not None:
+            self._pulse_timer.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        if not self._logged_in.done():
+            if phase is Phase.NEW:
+                self._logged_in.cancel()
+            else:
+                self._logged_in.set_exception(RelayError(reason))
+                self._logged_in.exception()  # seen: nobody may wait for it any more
+        if not self.closed.done():
+            self.closed.set_result(reason)
