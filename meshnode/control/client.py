@@ -4,8 +4,8 @@ Owns the identity towards control (keys, pinned server key) and the state that p
 session at a time: dial, register when needed, then the map stream and the updates beside it. While
 control is unreachable the last netmap stays valid: nobody below is told to stop.
 
-Rules: a refusal before the first netmap ends `run()` with its error; after it the node keeps
-running and asks again every five minutes. Callbacks are plain and quick; they run in the loop.
+Rules: a refusal before we were ever running ends `run()` with its error; after that the node stays
+up and asks again every five minutes. Callbacks are plain and quick; they run in the loop.
 Source: docs/protocol/control.md 3, 4, 12.
 """
 
@@ -172,6 +172,8 @@ class ControlClient:
         self._backoff = Backoff(clock.uniform)
         self._hurry = asyncio.Event()
         self._leaving = False
+        self._joined = False
+        """Whether we were RUNNING once in this life."""
 
     # --- what others see --------------------------------------------------------------------------
 
@@ -238,14 +240,14 @@ class ControlClient:
     # --- life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Join and stay joined. Raises AuthError, ControlError before the first netmap; see the rules."""
+        """Join and stay joined. Raises AuthError, ControlError until it ran once; see the rules."""
         while not self._leaving:
             try:
                 await self._live()
             except (ControlError, AuthError, ConfigError, ProtocolError) as error:
                 if self._leaving:
                     return
-                if self.netmap is None and isinstance(error, FATAL):
+                if not self._joined and isinstance(error, FATAL):
                     self._enter(Phase.FAILED, error=error)
                     raise
                 await self._pause(error)
@@ -402,20 +404,21 @@ class ControlClient:
         """A netmap of the running stream; publishes it and what changed. Raises to end the session."""
         if netmap.locked and self.config.refuse_tailnet_lock:
             raise AuthError("this tailnet uses tailnet lock, whose signatures this client does not verify")
-        changes = difference(self.netmap, netmap)
-        first, self.netmap = self.netmap is None, netmap
-        if first or changes:
-            self._on_netmap(netmap, changes)
-        self._judge(netmap)
-
-    def _judge(self, netmap: Netmap) -> None:
         me = netmap.self_node
-        if me.expired or (me.key_expiry is not None and me.key_expiry < self.wall):
-            return self._on_self_expired()
-        if not me.authorized:
+        expired = me.expired or (me.key_expiry is not None and me.key_expiry < self.wall)
+        if self._joined or not expired:
+            changes = difference(self.netmap, netmap)
+            self.netmap = netmap
+            if changes:
+                self._on_netmap(netmap, changes)
+        if expired:
+            self._on_self_expired()
+        elif not me.authorized:
             self._enter(Phase.NEEDS_APPROVAL, reason=APPROVAL_TEXT, error=MachineNotApproved(APPROVAL_TEXT))
-        elif self.state.phase is not Phase.RUNNING:
-            self._enter(Phase.RUNNING)
+        else:
+            self._joined = True
+            if self.state.phase is not Phase.RUNNING:
+                self._enter(Phase.RUNNING)
 
     def _on_self_expired(self) -> None:
         text = "this node's key has expired at the control server"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import ssl
 from base64 import b64encode
 from collections.abc import Callable
@@ -258,18 +259,18 @@ async def exchange(
 ) -> Response:  # fmt: skip
     """One request and its answer. NotAControlServer if what comes is not HTTP."""
     pipe.write(request)
-    try:
-        while True:
-            data = await pipe.read()
+    while True:
+        data = await pipe.read()
+        try:
             answer = http.receive(data)
-            if answer is not None:
-                return answer
-            if not data:
-                raise ControlError(f"{server.authority} closed the connection without an answer")
-    except RemoteProtocolError as error:
-        if pipe.ended:
-            raise ControlError(f"{server.authority} closed the connection without an answer") from None
-        raise NotAControlServer(f"{server.authority} does not answer as a web server: {error}") from None
+        except RemoteProtocolError as error:
+            if data:
+                raise NotAControlServer(f"{server.authority} does not answer as a web server: {error}") from None
+            answer = None
+        if answer is not None:
+            return answer
+        if not data:
+            raise ControlError(f"{server.authority} closed the connection without an answer")
 
 
 async def dial(
@@ -403,5 +404,7 @@ def _first_words(body: bytes) -> str:
 def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError) and error.reason:
         return error.reason.replace("_", " ").lower()
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()  # asyncio's own text repeats the address only
     text = getattr(error, "strerror", None) or str(error)
     return text or type(error).__name__
