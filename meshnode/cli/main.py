@@ -188,15 +188,11 @@ def _dns(parser: argparse.ArgumentParser) -> None:
 
 def _capability(parser: argparse.ArgumentParser) -> None:
     _node(parser, without=("port", "serve"))
-    parser.add_argument(
-        "--port", dest="http_port", type=int, default=3001, metavar="N", help="tailnet port to serve on (default 3001)"
-    )
+    parser.add_argument("--port", metavar="N", help="tailnet port to serve on (default 3001)")
+    parser.add_argument("--listen-port", metavar="N", help="UDP port of the tunnel; 0 lets the system choose")
     parser.add_argument("--spec", required=True, metavar="FILE", help="TOML file with the capabilities")
     parser.add_argument(
-        "--token",
-        default="env:CAPABILITY_TOKEN",
-        metavar="T",
-        help="bearer token: env:NAME, file:PATH or the token itself (default env:CAPABILITY_TOKEN)",
+        "--token", default="env:CAPABILITY_TOKEN", metavar="T", help="bearer token: env:NAME, file:PATH or itself"
     )
 
 
@@ -213,8 +209,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "nc": Command("connect stdin and stdout to a tailnet port", "meshnode.cli.commands:run_nc", _nc),
     "dns": Command("addresses of a name of the tailnet", "meshnode.cli.commands:run_dns", _dns),
     "logout": Command("leave the tailnet and stop the running node", "meshnode.cli.commands:run_logout", _door),
-    "capability": Command("serve fixed commands over HTTP", "meshnode.cli.up:run_capability", _capability),
-    "demo": Command("two nodes, a relay and a control server here", "meshnode.demo:run_demo", _demo),
+    "capability": Command("serve fixed commands over HTTP", "meshnode.cli.capability:run_capability", _capability),
+    "demo": Command("two nodes, a relay and a control server here", "meshnode.demo.run:run_demo", _demo),
     "version": Command("print the version", "meshnode.cli.commands:run_version", _json),
 }
 
