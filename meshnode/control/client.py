@@ -303,10 +303,13 @@ class ControlClient:
         try:
             link = await self._dial_expecting(self._pin)
         except KeyMismatch:
-            if self._pin is None or self.config.control_key is not None or not self.server.is_tls:
-                raise await self._explain_mismatch() from None
             link = await self._dial_expecting(None)
-            _log.warning("the control server has a new key, shown over verified TLS", old=self._pin, new=link.key)
+            vouched = self.server.is_tls and self.config.control_key is None
+            if link.key != self._pin and not vouched:
+                link.pipe.close()
+                raise self._mismatch(link.key) from None
+            if link.key != self._pin:
+                _log.warning("the control server has a new key, shown over verified TLS", old=self._pin, new=link.key)
         if link.key != self._pin:
             self._pin = link.key
             self._on_pin(link.key)
@@ -324,15 +327,8 @@ class ControlClient:
             proxy=config.proxy,
         )
 
-    async def _explain_mismatch(self) -> KeyMismatch:
+    def _mismatch(self, shown: MachinePublic) -> KeyMismatch:
         """The error that names both keys, so that an operator can decide."""
-        shown = "another one"
-        try:
-            link = await self._dial_expecting(None)
-            shown = str(link.key)
-            link.pipe.close()
-        except MeshError:
-            pass
         where = "the control_key setting" if self.config.control_key else "the state directory"
         return KeyMismatch(
             f"the control server {self.server.authority} has the key {shown}, expected {self._pin} from {where}; "

@@ -259,12 +259,14 @@ async def exchange(
 ) -> Response:  # fmt: skip
     """One request and its answer. NotAControlServer if what comes is not HTTP."""
     pipe.write(request)
+    said_something = False
     while True:
         data = await pipe.read()
+        said_something = said_something or bool(data)
         try:
             answer = http.receive(data)
         except RemoteProtocolError as error:
-            if data:
+            if said_something:
                 raise NotAControlServer(f"{server.authority} does not answer as a web server: {error}") from None
             answer = None
         if answer is not None:
@@ -299,7 +301,13 @@ async def dial(
                     pipe.close_gently()
                     pipe = await open_pipe(server, tls, proxy)
                     http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
-            return await _upgrade(pipe, http, server, machine, key, version, entropy)
+            try:
+                return await _upgrade(pipe, http, server, machine, key, version, entropy)
+            except VersionRejected:
+                if expected is None:
+                    raise
+                # A server that cannot open our initiation hangs up just as one that dislikes our version.
+                raise KeyMismatch(f"{server.authority} does not take an initiation for the key {key}") from None
     except TimeoutError:
         _close(pipe)
         raise ControlError(

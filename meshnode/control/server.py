@@ -172,7 +172,7 @@ class Connection:
             for stream in list(self._streams.values()):
                 stream.end()
             self.server.connections.discard(self)
-            self.pipe.close()
+            self.pipe.close_gently()
 
     # --- HTTP/1.1 ---------------------------------------------------------------------------------
 
@@ -216,11 +216,15 @@ class Connection:
             return False
         try:
             initiation = ts2021.parse_handshake_header(request.headers.get(ts2021.HANDSHAKE_HEADER, ""))
-            version, machine, answer, channel = ts2021.accept(initiation, self.server.key, self.server.clock.entropy)
         except RemoteProtocolError as error:
             self.pipe.write(self._http.respond(400, str(error).encode()))
             return False
         head, rest = self._http.switch(ts2021.UPGRADE_PROTOCOL)
+        try:
+            version, machine, answer, channel = ts2021.accept(initiation, self.server.key, self.server.clock.entropy)
+        except RemoteProtocolError:
+            self.pipe.write(head)  # made for another key: hang up, as Headscale does
+            return False
         if version < VERSION_MIN:
             self.pipe.write(head + ts2021.emit_error("unsupported client version"))
             return False
