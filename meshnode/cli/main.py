@@ -209,8 +209,8 @@ COMMANDS: Final[dict[str, Command]] = {
     "nc": Command("connect stdin and stdout to a tailnet port", "meshnode.cli.commands:run_nc", _nc),
     "dns": Command("addresses of a name of the tailnet", "meshnode.cli.commands:run_dns", _dns),
     "logout": Command("leave the tailnet and stop the running node", "meshnode.cli.commands:run_logout", _door),
-    "capability": Command("serve fixed commands over HTTP", "meshnode.cli.capability:run_capability", _capability),
-    "demo": Command("two nodes, a relay and a control server here", "meshnode.demo.run:run_demo", _demo),
+    "capability": Command("serve fixed commands over HTTP", "meshnode.cli.up:run_capability", _capability),
+    "demo": Command("two nodes, a relay and a control server here", "meshnode.demo:run_demo", _demo),
     "version": Command("print the version", "meshnode.cli.commands:run_version", _json),
 }
 
