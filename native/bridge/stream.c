@@ -58,7 +58,7 @@ static bool enlarge(struct mn_stream *s)
 {
     if (s->sndbuf >= MN_STREAM_SNDBUF_MAX)
         return false;
-    s->sndbuf *= 2;
+    s->sndbuf = s->sndbuf * 2 < MN_STREAM_SNDBUF_MAX ? s->sndbuf * 2 : MN_STREAM_SNDBUF_MAX;
     set_sndbuf(s->fd, s->sndbuf);
     return true;
 }
