@@ -136,14 +136,14 @@ class ClientHttp(_Half):
             elif isinstance(event, h11.Data):
                 self._take(event.data)
             elif isinstance(event, h11.EndOfMessage):
-                return self._complete()
+                return self._complete(at_end=not data)
             elif isinstance(event, h11.ConnectionClosed):
                 raise RemoteProtocolError("the connection was closed before an answer came")
 
-    def _complete(self) -> Response:
+    def _complete(self, *, at_end: bool) -> Response:
         head = self._head
         assert isinstance(head, h11.Response)
-        reusable = self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        reusable = not at_end and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
         rest = self._http.trailing_data[0] if not reusable else b""
         return Response(head.status_code, _lowered(head.headers), bytes(self._body), rest, reusable)
 
