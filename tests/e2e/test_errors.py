@@ -1,0 +1,235 @@
+"""docs/reference/errors.md, row by row: the bad input goes to the real command, its one line is compared.
+
+`MESHNODE_WRITE_DOCS=1 pytest tests/e2e/test_errors.py` writes the page anew from what the commands say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import re
+import ssl
+import sys
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from meshnode.base import errors
+from meshnode.base.errors import MeshError
+from meshnode.node.node import Node
+from tests.e2e.town import Town, make_town, run, see_each_other
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "reference" / "errors.md"
+BOUND_S = 20.0
+Argv = Callable[["Stage"], list[str]]
+
+HEAD = """# What can go wrong, and the exit code it ends with
+
+Every error is one line on standard error that starts with `meshnode:`, and an exit code of its own;
+`--debug` adds the traceback. In a program the same errors are exceptions of `meshnode`, and
+network errors are the built-in ones too (`ConnectionRefusedError`, `TimeoutError`, …).
+
+This page is compared with the real commands by `tests/e2e/test_errors.py`.
+
+## Exit codes
+
+0 is success, 1 an error without a better code, 2 also a misused command line, 130 an interrupt.
+A node that is not ready in time ends with the code of what stood in its way, if anything did, else 46.
+
+| code | error | means |
+|---|---|---|
+"""
+MIDDLE = """
+## Bad input and what is said to it
+
+`DIR` stands for a path, ports and process numbers are examples.
+
+| what is wrong | command | message | code |
+|---|---|---|---|
+"""
+
+
+@dataclass
+class Stage:
+    """A town, a running node, and servers that are no control servers."""
+
+    town: Town
+    node: Node
+    folder: Path
+    web: str
+    tls: str
+    used: str
+
+    @property
+    def state(self) -> str:
+        return str(self.folder / "running")
+
+    def up(self, **settings: str) -> list[str]:
+        """`meshnode up`, fine but for these settings."""
+        values = {
+            "control_url": self.town.control.url,
+            "state_dir": str(self.folder / "fresh"),
+            "auth_key": self.town.control.add_key(),
+            "timeout": "3",
+        }
+        return ["up", *(word for flag, value in (values | settings).items() for word in (_flag(flag), value))]
+
+    def with_state(self, name: str, content: str) -> list[str]:
+        """`meshnode up` with this state file."""
+        folder = self.folder / name
+        folder.mkdir()
+        (folder / "state.json").write_text(content)
+        return self.up(state_dir=str(folder))
+
+    def with_file(self, content: str) -> list[str]:
+        """`meshnode up -c` with this file."""
+        path = self.folder / "node.toml"
+        path.write_text(content)
+        return ["up", "-c", str(path)]
+
+    def ask(self, verb: str, *words: str) -> list[str]:
+        """A command for the running node."""
+        return [verb, "--state-dir", self.state, *words]
+
+    def shorten(self, text: str) -> str:
+        """What differs from run to run replaced by examples."""
+        known = {
+            self.town.control.url: "http://127.0.0.1:8080",
+            self.web: "http://127.0.0.1:8000",
+            self.tls: "https://127.0.0.1:8443",
+        }
+        for actual, word in known.items():
+            text = text.replace(actual, word).replace(actual.partition("//")[2], word.partition("//")[2])
+        text = text.replace(str(self.folder), "DIR")
+        text = re.sub(r"process \d+", "process 4242", text)
+        return text.replace(str(self.node.endpoints[0].port), "41641").replace("|", "\\|")
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+CASES: list[tuple[str, str, Argv]] = [
+    ("wrong key", "up", lambda s: s.up(auth_key="nonsense")),
+    ("expired key", "up", lambda s: s.up(auth_key=s.town.control.add_key(expires_s=-60))),
+    ("key used up", "up", lambda s: s.up(auth_key=s.used)),
+    ("no key", "up", lambda s: s.up(auth_key="")),
+    ("key not set", "up --auth-key env:MY_KEY", lambda s: s.up(auth_key="env:MY_KEY")),
+    ("nobody there", "up --control-url http://127.0.0.1:1", lambda s: s.up(control_url="http://127.0.0.1:1")),
+    ("no control server", "up --control-url http://127.0.0.1:8000", lambda s: s.up(control_url=s.web)),
+    ("unknown CA", "up --control-url https://127.0.0.1:8443", lambda s: s.up(control_url=s.tls)),
+    ("no scheme", "up --control-url hs.lan", lambda s: s.up(control_url="hs.lan")),
+    ("CA file is none", "up --ca-file /dev/null", lambda s: s.up(control_url=s.tls, ca_file="/dev/null")),
+    ("UDP port in use", "up --port 41641", lambda s: s.up(port=str(s.node.endpoints[0].port))),
+    ("SOCKS5 port in use", "up --socks5 127.0.0.1:8000", lambda s: s.up(socks5=s.web.removeprefix("http://"))),
+    ("damaged state", "up --state-dir DIR", lambda s: s.with_state("damaged", '{"version": 1, "machine_')),
+    ("newer state", "up --state-dir DIR", lambda s: s.with_state("newer", '{"version": 2}')),
+    ("state is a file", "up --state-dir DIR/node.toml", lambda s: s.up(state_dir=str(s.folder / "file"))),
+    ("state in use", "up --state-dir DIR", lambda s: s.up(state_dir=s.state)),
+    ("unknown setting", "up -c DIR/node.toml", lambda s: s.with_file('[tailscale]\nhostnam = "gpu-1"\n')),
+    ("not TOML", "up -c DIR/node.toml", lambda s: s.with_file("[tailscale\n")),
+    ("unknown name", "nc othr 80", lambda s: s.ask("nc", "othr", "80")),
+    ("nothing listens", "nc other 81", lambda s: s.ask("nc", "other", "81")),
+    ("nobody's address", "nc 100.64.9.9 80", lambda s: s.ask("nc", "100.64.9.9", "80")),
+    ("no node runs", "status --state-dir DIR", lambda s: ["status", "--state-dir", str(s.folder / "nobody")]),
+    ("unknown command", "statsu", lambda _: ["statsu"]),
+]
+
+
+async def run_command(argv: list[str]) -> tuple[int, str]:
+    """(exit code, standard error) of `meshnode ARGV`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MESHNODE_", "TS_", "TAILSCALE_"))}
+    environment["MESHNODE_LOG_LEVEL"] = "off"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "meshnode", *argv),
+        env=environment,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, said = await asyncio.wait_for(process.communicate(), BOUND_S)
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode is not None
+    return process.returncode, said.decode()
+
+
+async def make_rows(stage: Stage) -> list[str]:
+    """The lower table, from life."""
+    rows = []
+    for what, shown, argv in CASES:
+        code, said = await run_command(argv(stage))
+        assert said.startswith("meshnode: ") and said.count("\n") == 1, f"{what}: {said!r}"
+        rows.append(f"| {what} | `{shown}` | {stage.shorten(said.removeprefix('meshnode: ').strip())} | {code} |")
+    return rows
+
+
+def error_rows() -> list[str]:
+    """The upper table, from the classes."""
+    kinds = [k for k in vars(errors).values() if inspect.isclass(k) and issubclass(k, MeshError)]
+    kinds.sort(key=lambda kind: (kind.exit_code, kind.__name__))
+    return [f"| {k.exit_code} | `{k.__name__}` | {(k.__doc__ or '').splitlines()[0]} |" for k in kinds]
+
+
+async def open_stage(stack: AsyncExitStack, folder: Path, certificates: tuple[Path, Path, Path]) -> Stage:
+    """Everything the cases need."""
+    _, certificate, key = certificates
+    town = await stack.enter_async_context(make_town())
+
+    async def not_found(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nsite")
+        writer.close()
+
+    web = await asyncio.start_server(not_found, "127.0.0.1")
+    stack.callback(web.close)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    tls = await asyncio.start_server(not_found, "127.0.0.1", ssl=context)
+    stack.callback(tls.close)
+    node = await town.join("one", state_dir=folder / "running")
+    other = await town.join("other")
+    await see_each_other(node, other)
+    from meshnode.local.api import LocalApi
+
+    await stack.enter_async_context(LocalApi(node, folder / "running" / "meshnode.sock"))
+    used = town.control.add_key(reusable=False)
+    await town.join("third", auth_key=used)
+    (folder / "file").write_text("x")
+    return Stage(
+        town=town,
+        node=node,
+        folder=folder,
+        web=f"http://127.0.0.1:{web.sockets[0].getsockname()[1]}",
+        tls=f"https://127.0.0.1:{tls.sockets[0].getsockname()[1]}",
+        used=used,
+    )
+
+
+def test_the_page_says_what_the_commands_say(tmp_path: Path, certificates: tuple[Path, Path, Path]) -> None:
+    async def work() -> None:
+        async with AsyncExitStack() as stack:
+            stage = await open_stage(stack, tmp_path, certificates)
+            rows = await make_rows(stage)
+        page = HEAD + "\n".join(error_rows()) + "\n" + MIDDLE + "\n".join(rows) + "\n"
+        if os.environ.get("MESHNODE_WRITE_DOCS"):
+            PAGE.write_text(page)
+        assert PAGE.read_text().splitlines() == page.splitlines()
+
+    run("asyncio", work, bound_s=120)
+
+
+def test_every_error_has_a_sentence_and_network_errors_are_built_ins() -> None:
+    assert all(row.count("|") == 4 and row.endswith(". |") for row in error_rows())
+    for kind, builtin in ((errors.Refused, ConnectionRefusedError), (errors.TimedOut, TimeoutError)):
+        assert issubclass(kind, builtin)
+    with pytest.raises(OSError):
+        raise errors.NameNotFound("x")
