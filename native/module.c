@@ -420,48 +420,6 @@ static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kw
     return push(e, &cmd);
 }
 
-static PyObject *push_keyed(PyObject *self, PyObject *args, enum mn_command_kind kind)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = (uint8_t)kind};
-    const char *key;
-    Py_ssize_t len;
-    if (e == NULL || !PyArg_ParseTuple(args, "y#", &key, &len) || take_key(cmd.key, key, len) != 0)
-        return NULL;
-    return push(e, &cmd);
-}
-
-static PyObject *engine_remove_peer(PyObject *self, PyObject *args)
-{
-    return push_keyed(self, args, MN_CMD_REMOVE_PEER);
-}
-
-static PyObject *engine_kick(PyObject *self, PyObject *args)
-{
-    return push_keyed(self, args, MN_CMD_KICK);
-}
-
-static PyObject *engine_set_path(PyObject *self, PyObject *args)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_SET_PATH};
-    const char *key, *ip;
-    Py_ssize_t key_len, ip_len;
-    int port, region, mode;
-    if (e == NULL || !PyArg_ParseTuple(args, "y#y#iii:set_path", &key, &key_len, &ip, &ip_len, &port, &region, &mode))
-        return NULL;
-    if (take_key(cmd.key, key, key_len) != 0 || take_ip(&cmd.ep.ip, ip, ip_len, 1) != 0 ||
-        take_port(&cmd.ep.port, port) != 0)
-        return NULL;
-    if (region < 0 || region > 65535 || mode < 0 || mode >= MN_MODES) {
-        PyErr_SetString(PyExc_ValueError, "region is 0..65535, mode one of PATH_*");
-        return NULL;
-    }
-    cmd.region = (uint16_t)region;
-    cmd.mode = (uint8_t)mode;
-    return push(e, &cmd);
-}
-
 static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 {
     struct mn_engine *e = engine_of(self, 0);
@@ -481,149 +439,95 @@ static PyObject *engine_set_filter(PyObject *self, PyObject *args)
     return NULL;
 }
 
-/* ---- commands: packets ---- */
+/* ---- commands made of plain fields ---- */
 
-static PyObject *engine_inject(PyObject *self, PyObject *args)
+/* Read one argument into the field that `letter` names:
+ *   r request  k key  i address  I address or b"" for any  p port  g region  m path mode  n number  b packet */
+static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
 {
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_INJECT};
-    const char *key, *p;
-    Py_ssize_t key_len, len;
-    int region;
-    if (e == NULL || !PyArg_ParseTuple(args, "iy#y#:inject", &region, &key, &key_len, &p, &len))
-        return NULL;
-    if (region < 1 || region > 65535) {
-        PyErr_Format(PyExc_ValueError, "relay region %d is outside 1..65535", region);
-        return NULL;
+    char *p = NULL;
+    Py_ssize_t len = 0;
+    if (strchr("kiIb", letter) != NULL) {
+        if (PyBytes_AsStringAndSize(arg, &p, &len) != 0)
+            return -1;
+        switch (letter) {
+        case 'k':
+            return take_key(cmd->key, p, len);
+        case 'b':
+            return take_packet(cmd, p, len);
+        default:
+            return take_ip(&cmd->ep.ip, p, len, letter == 'I');
+        }
     }
-    cmd.region = (uint16_t)region;
-    if (take_key(cmd.key, key, key_len) != 0 || take_packet(&cmd, p, len) != 0)
-        return NULL;
-    return push(e, &cmd);
+    if (letter == 'r') {
+        cmd->req = PyLong_AsUnsignedLongLong(arg);
+        return PyErr_Occurred() != NULL ? -1 : 0;
+    }
+    long number = PyLong_AsLong(arg);
+    if (PyErr_Occurred() != NULL)
+        return -1;
+    if (number < 0 || number > (letter == 'm' ? MN_MODES - 1 : 65535)) {
+        PyErr_Format(PyExc_ValueError, "%ld is no %s", number,
+                     letter == 'p'   ? "port"
+                     : letter == 'g' ? "relay region"
+                     : letter == 'm' ? "path mode"
+                                     : "number of 0..65535");
+        return -1;
+    }
+    if (letter == 'p')
+        cmd->ep.port = (uint16_t)number;
+    else if (letter == 'g')
+        cmd->region = (uint16_t)number;
+    else if (letter == 'm')
+        cmd->mode = (uint8_t)number;
+    else
+        cmd->number = (uint32_t)number;
+    return 0;
 }
 
-static PyObject *engine_send_raw(PyObject *self, PyObject *args)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_SEND_RAW};
-    const char *ip, *p;
-    Py_ssize_t ip_len, len;
-    int port;
-    if (e == NULL || !PyArg_ParseTuple(args, "y#iy#:send_raw", &ip, &ip_len, &port, &p, &len))
-        return NULL;
-    if (take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || take_port(&cmd.ep.port, port) != 0 || take_packet(&cmd, p, len) != 0)
-        return NULL;
-    return push(e, &cmd);
-}
-
-/* ---- commands: connections ---- */
-
-/* (req, ip, port): connect, udp_open. */
-static PyObject *push_request(PyObject *self, PyObject *args, enum mn_command_kind kind, int any_ip)
+static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kind kind, const char *fields)
 {
     struct mn_engine *e = engine_of(self, 0);
     struct mn_command cmd = {.kind = (uint8_t)kind};
-    unsigned long long req;
-    const char *ip;
-    Py_ssize_t ip_len;
-    int port;
-    if (e == NULL || !PyArg_ParseTuple(args, "Ky#i", &req, &ip, &ip_len, &port))
+    Py_ssize_t n = (Py_ssize_t)strlen(fields);
+    if (e == NULL)
         return NULL;
-    if (take_ip(&cmd.ep.ip, ip, ip_len, any_ip) != 0 || take_port(&cmd.ep.port, port) != 0)
-        return NULL;
-    cmd.req = req;
-    return push(e, &cmd);
-}
-
-static PyObject *engine_connect(PyObject *self, PyObject *args)
-{
-    return push_request(self, args, MN_CMD_CONNECT, 0);
-}
-
-static PyObject *engine_udp_open(PyObject *self, PyObject *args)
-{
-    return push_request(self, args, MN_CMD_UDP_OPEN, 1);
-}
-
-/* (req): abort, unlisten, udp_close. */
-static PyObject *push_end(PyObject *self, PyObject *args, enum mn_command_kind kind)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = (uint8_t)kind};
-    unsigned long long req;
-    if (e == NULL || !PyArg_ParseTuple(args, "K", &req))
-        return NULL;
-    cmd.req = req;
-    return push(e, &cmd);
-}
-
-static PyObject *engine_abort(PyObject *self, PyObject *args)
-{
-    return push_end(self, args, MN_CMD_ABORT);
-}
-
-static PyObject *engine_unlisten(PyObject *self, PyObject *args)
-{
-    return push_end(self, args, MN_CMD_UNLISTEN);
-}
-
-static PyObject *engine_udp_close(PyObject *self, PyObject *args)
-{
-    return push_end(self, args, MN_CMD_UDP_CLOSE);
-}
-
-static PyObject *engine_listen(PyObject *self, PyObject *args)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_LISTEN};
-    unsigned long long req;
-    const char *ip;
-    Py_ssize_t ip_len;
-    int port, backlog;
-    if (e == NULL || !PyArg_ParseTuple(args, "Ky#ii:listen", &req, &ip, &ip_len, &port, &backlog))
-        return NULL;
-    if (take_ip(&cmd.ep.ip, ip, ip_len, 1) != 0 || take_port(&cmd.ep.port, port) != 0)
-        return NULL;
-    cmd.req = req;
-    cmd.number = backlog > 0 ? (uint32_t)backlog : 0;
-    return push(e, &cmd);
-}
-
-static PyObject *engine_ping(PyObject *self, PyObject *args)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_PING};
-    unsigned long long req;
-    const char *ip;
-    Py_ssize_t ip_len;
-    int size;
-    if (e == NULL || !PyArg_ParseTuple(args, "Ky#i:ping", &req, &ip, &ip_len, &size) ||
-        take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0)
-        return NULL;
-    if (size < 0 || size > MN_MTU_MAX) {
-        PyErr_Format(PyExc_ValueError, "a ping of %d bytes is outside 0..%d", size, MN_MTU_MAX);
+    if (PyTuple_Size(args) != n) {
+        PyErr_Format(PyExc_TypeError, "takes %zd arguments, not %zd", n, PyTuple_Size(args));
         return NULL;
     }
-    cmd.req = req;
-    cmd.number = (uint32_t)size;
+    for (Py_ssize_t i = 0; i < n; i++) {
+        if (take_field(&cmd, fields[i], PyTuple_GetItem(args, i)) != 0) {
+            mn_command_done(&cmd);
+            return NULL;
+        }
+    }
+    if (kind == MN_CMD_INJECT && cmd.region == 0) {
+        mn_command_done(&cmd);
+        PyErr_SetString(PyExc_ValueError, "0 is no relay region");
+        return NULL;
+    }
     return push(e, &cmd);
 }
 
-static PyObject *engine_udp_send(PyObject *self, PyObject *args)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_UDP_SEND};
-    unsigned long long req;
-    const char *ip, *p;
-    Py_ssize_t ip_len, len;
-    int port;
-    if (e == NULL || !PyArg_ParseTuple(args, "Ky#iy#:udp_send", &req, &ip, &ip_len, &port, &p, &len))
-        return NULL;
-    if (take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || take_port(&cmd.ep.port, port) != 0 || take_packet(&cmd, p, len) != 0)
-        return NULL;
-    cmd.req = req;
-    return push(e, &cmd);
-}
+#define COMMAND(name, kind, fields)                                                                                    \
+    static PyObject *engine_##name(PyObject *self, PyObject *args)                                                     \
+    {                                                                                                                  \
+        return push_fields(self, args, kind, fields);                                                                  \
+    }
+COMMAND(remove_peer, MN_CMD_REMOVE_PEER, "k")
+COMMAND(kick, MN_CMD_KICK, "k")
+COMMAND(set_path, MN_CMD_SET_PATH, "kIpgm")
+COMMAND(inject, MN_CMD_INJECT, "gkb")
+COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
+COMMAND(connect, MN_CMD_CONNECT, "rip")
+COMMAND(abort, MN_CMD_ABORT, "r")
+COMMAND(listen, MN_CMD_LISTEN, "rIpn")
+COMMAND(unlisten, MN_CMD_UNLISTEN, "r")
+COMMAND(ping, MN_CMD_PING, "rin")
+COMMAND(udp_open, MN_CMD_UDP_OPEN, "rIp")
+COMMAND(udp_send, MN_CMD_UDP_SEND, "ripb")
+COMMAND(udp_close, MN_CMD_UDP_CLOSE, "r")
 
 /* ---- facts ---- */
 
