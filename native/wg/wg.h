@@ -153,8 +153,9 @@ int mn_wg_input(struct mn_wg *wg, uint8_t *buf, size_t len, const struct mn_path
 int mn_wg_seal(struct mn_wg *wg, uint32_t peer, uint8_t *msg, size_t len, uint64_t now_ns);
 bool mn_wg_has_session(const struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 
-/* Ask for a handshake now, as a new path deserves: an initiation leaves unless one did within the last 500 ms, or
- * the session is younger than 5 s. MN_WG_E_LATER if none left. */
+/* Ask for a handshake now, as a new path deserves. An initiation that waits for its response is sent again: as it is
+ * after 100 ms, made anew after 500 ms; otherwise a new one leaves unless the session is younger than 5 s.
+ * MN_WG_E_LATER: none left. */
 int mn_wg_kick(struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 
 uint64_t mn_wg_next_deadline(const struct mn_wg *wg); /* UINT64_MAX: none */
@@ -176,9 +177,11 @@ int mn_wg_peer_stats(const struct mn_wg *wg, uint32_t peer, struct mn_wg_peer_st
 
 #define MN_WG_COUNTERS(X)                                                                                              \
     X(rx_data)                                                                                                         \
-    X(rx_keepalive) X(rx_initiation) X(rx_response) X(rx_cookie) X(tx_data) X(tx_keepalive) X(tx_initiation)           \
-        X(tx_response) X(tx_cookie) X(sessions) X(converged) X(handshakes_failed) X(handshakes_queued) X(under_load)   \
-            X(staged) X(staged_dropped)
+    X(rx_keepalive)                                                                                                    \
+    X(rx_initiation)                                                                                                   \
+    X(rx_response)                                                                                                     \
+    X(rx_cookie) X(tx_data) X(tx_keepalive) X(tx_initiation) X(tx_response) X(tx_cookie) X(sessions) X(converged)      \
+        X(handshakes_failed) X(handshakes_queued) X(under_load) X(staged) X(staged_dropped)
 
 struct mn_wg_stats {
 #define X(name) uint64_t name;
