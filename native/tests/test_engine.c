@@ -1,0 +1,555 @@
+/* Two whole engines over loopback, turned by hand in one thread: connections, half-close, resets, paths, relay, what
+ * Python is told; then with their threads: stop, synchronous questions, fork. */
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "../engine/internal.h"
+#include "check.h"
+
+enum { A, B, TURNS_MAX = 20000, RELAY = 3, EVENTS_MAX = 4096 };
+
+static struct mn_engine *e[2];
+static struct mn_event seen[EVENTS_MAX]; /* without their data */
+static int seen_by[EVENTS_MAX];
+static size_t n_seen;
+static bool carries_relay;
+static uint8_t taken[2 * MN_EVENT_RECORD_MAX];
+
+static struct mn_ip v4(uint8_t a, uint8_t b, uint8_t c, uint8_t d)
+{
+    const uint8_t raw[4] = {a, b, c, d};
+    return mn_ip_from4(raw);
+}
+
+static struct mn_ip address(int side)
+{
+    return v4(100, 64, 0, (uint8_t)(1 + side));
+}
+
+static struct mn_engine *make(uint8_t key)
+{
+    struct mn_engine_config config = {.mtu = 1280};
+    int err = 0;
+    config.private_key[0] = key;
+    config.private_key[31] = 64;
+    config.sockets.use4 = true;
+    config.sockets.bind4 = v4(127, 0, 0, 1);
+    struct mn_engine *made = mn_engine_create(&config, &err);
+    CHECK_INT(err, 0);
+    CHECK(made != NULL);
+    return made;
+}
+
+static void push(int side, struct mn_command cmd)
+{
+    CHECK_INT(mn_engine_push(e[side], &cmd), 0);
+}
+
+static struct mn_command with_blob(uint8_t kind, const void *data, size_t len)
+{
+    struct mn_command cmd = {.kind = kind, .len = len, .blob = malloc(len)};
+    CHECK(cmd.blob != NULL);
+    memcpy(cmd.blob, data, len);
+    return cmd;
+}
+
+static void key_of(int side, uint8_t out[32])
+{
+    memcpy(out, e[side]->tunnel.own_key, 32);
+}
+
+static void set_path(int side, uint8_t mode)
+{
+    struct mn_command cmd = {.kind = MN_CMD_SET_PATH, .mode = mode, .region = RELAY};
+    key_of(1 - side, cmd.key);
+    cmd.ep.ip = v4(127, 0, 0, 1);
+    cmd.ep.port = e[1 - side]->socks.port[MN_SOCK_V4];
+    push(side, cmd);
+}
+
+/* Everyone may do everything: one rule, IPv4 and the usual protocols. */
+static struct mn_command open_filter(void)
+{
+    uint8_t blob[128] = {'M', 'N', 'F', '1', 1, 0, 0, 0, 4, 1, 0, 1, 0, 6, 17, 1, 58}, *p = blob + 17;
+    for (int i = 0; i < 2; i++) {
+        memset(p, 0, 10);
+        p[10] = p[11] = 0xff;
+        memset(p + 12, 0, 4);
+        p[16] = 96;
+        p += 17;
+    }
+    memcpy(p, "\0\0\xff\xff", 4);
+    memset(p + 4, 0, 4);
+    return with_blob(MN_CMD_SET_FILTER, blob, (size_t)(p + 8 - blob));
+}
+
+static void start(uint8_t mode)
+{
+    n_seen = 0;
+    carries_relay = true;
+    e[A] = make(8);
+    e[B] = make(16);
+    for (int side = A; side <= B; side++) {
+        struct mn_ip own = address(side);
+        uint8_t peer[32 + sizeof(struct mn_prefix)] = {0};
+        struct mn_prefix prefix = {.ip = address(1 - side), .bits = 128};
+        memcpy(peer + 32, &prefix, sizeof prefix);
+        push(side, with_blob(MN_CMD_SET_ADDRESSES, &own, sizeof own));
+        push(side, open_filter());
+        struct mn_command upsert = with_blob(MN_CMD_UPSERT_PEER, peer, sizeof peer);
+        key_of(1 - side, upsert.key);
+        push(side, upsert);
+        set_path(side, mode);
+    }
+}
+
+static void carry(int side, const struct mn_event *ev, const uint8_t *data)
+{
+    struct mn_command cmd = with_blob(MN_CMD_INJECT, data, ev->len);
+    cmd.region = ev->region;
+    key_of(side, cmd.key);
+    push(1 - side, cmd);
+}
+
+static void take_events(int side)
+{
+    size_t n = 1;
+    while (n > 0) {
+        size_t used = mn_events_take(&e[side]->events, taken, sizeof taken, 64, &n);
+        for (size_t at = 0; at < used;) {
+            struct mn_event ev;
+            memcpy(&ev, taken + at, sizeof ev);
+            if (ev.kind == MN_EV_RELAY_SEND && carries_relay)
+                carry(side, &ev, taken + at + sizeof ev);
+            CHECK(n_seen < EVENTS_MAX);
+            seen_by[n_seen] = side;
+            seen[n_seen++] = ev;
+            at += mn_event_size(&ev);
+        }
+    }
+}
+
+static struct mn_event *find(int side, uint8_t kind)
+{
+    for (size_t i = 0; i < n_seen; i++)
+        if (seen_by[i] == side && seen[i].kind == kind)
+            return &seen[i];
+    return NULL;
+}
+
+static void turn(void)
+{
+    for (int side = A; side <= B; side++) {
+        mn_engine_turn(e[side], 0);
+        take_events(side);
+    }
+}
+
+static struct mn_event *await_event(int side, uint8_t kind)
+{
+    uint64_t limit = mn_clock_ns() + 10 * MN_NS_PER_S;
+    while (find(side, kind) == NULL) {
+        CHECK(mn_clock_ns() < limit);
+        turn();
+    }
+    return find(side, kind);
+}
+
+static void stop(void)
+{
+    for (size_t i = 0; i < n_seen; i++)
+        if (seen[i].kind == MN_EV_ACCEPTED || seen[i].kind == MN_EV_CONNECTED)
+            if (seen[i].fd >= 0)
+                close(seen[i].fd);
+    mn_engine_destroy(e[A]);
+    mn_engine_destroy(e[B]);
+}
+
+static void listen_on(int side, uint16_t port)
+{
+    struct mn_command cmd = {.kind = MN_CMD_LISTEN, .req = 77, .number = 64, .ep.port = port};
+    push(side, cmd);
+}
+
+static void connect_to(int side, uint16_t port)
+{
+    struct mn_command cmd = {.kind = MN_CMD_CONNECT, .req = 55, .ep = {.ip = address(1 - side), .port = port}};
+    push(side, cmd);
+}
+
+/* A connection from A to B: the application's ends. */
+static void join(int *client, int *server)
+{
+    listen_on(B, 80);
+    connect_to(A, 80);
+    struct mn_event *there = await_event(B, MN_EV_ACCEPTED), *here = await_event(A, MN_EV_CONNECTED);
+    CHECK_INT(here->req, 55);
+    CHECK_INT(there->req, 77);
+    CHECK(mn_ep_equal(&here->local, &there->remote) && mn_ep_equal(&here->remote, &there->local));
+    CHECK(memcmp(here->key, e[B]->tunnel.own_key, 32) == 0 && memcmp(there->key, e[A]->tunnel.own_key, 32) == 0);
+    *client = here->fd;
+    *server = there->fd;
+}
+
+static uint8_t pattern(size_t i)
+{
+    return (uint8_t)(i * 31 + (i >> 8));
+}
+
+/* Write `total` bytes into one end and read them from the other, turning the engines. */
+static void pump(int from, int to, size_t total)
+{
+    static uint8_t buf[65536];
+    size_t sent = 0, got = 0;
+    uint64_t limit = mn_clock_ns() + 60 * MN_NS_PER_S;
+    while (got < total) {
+        CHECK(mn_clock_ns() < limit);
+        size_t n = total - sent < sizeof buf ? total - sent : sizeof buf;
+        for (size_t i = 0; i < n; i++)
+            buf[i] = pattern(sent + i);
+        ssize_t w = n > 0 ? send(from, buf, n, MSG_DONTWAIT | MSG_NOSIGNAL) : 0;
+        sent += w > 0 ? (size_t)w : 0;
+        turn();
+        ssize_t r = recv(to, buf, sizeof buf, MSG_DONTWAIT);
+        for (ssize_t i = 0; i < r; i++)
+            CHECK_INT(buf[i], pattern(got + (size_t)i));
+        got += r > 0 ? (size_t)r : 0;
+    }
+}
+
+static void await_read(int fd, ssize_t want, int want_errno)
+{
+    uint8_t buf[4096];
+    uint64_t limit = mn_clock_ns() + 10 * MN_NS_PER_S;
+    for (;;) {
+        CHECK(mn_clock_ns() < limit);
+        turn();
+        ssize_t n = recv(fd, buf, sizeof buf, MSG_DONTWAIT);
+        if (n < 0 && errno == EAGAIN)
+            continue;
+        CHECK_INT(n, want);
+        if (n < 0)
+            CHECK_INT(errno, want_errno);
+        return;
+    }
+}
+
+static void transfer(uint8_t mode)
+{
+    int client, server;
+    start(mode);
+    join(&client, &server);
+    pump(client, server, (8u << 20) / MN_TEST_SLOW);
+    pump(server, client, (8u << 20) / MN_TEST_SLOW);
+    struct mn_peer *p = &e[A]->tunnel.peers[0];
+    CHECK((p->tx_direct > 0) == (mode != MN_MODE_RELAY));
+    CHECK((p->tx_relay > 0) == (mode != MN_MODE_DIRECT));
+    CHECK((p->rx_relay > 0) == (mode != MN_MODE_DIRECT));
+    stop();
+}
+
+static void test_transfer_direct(void)
+{
+    transfer(MN_MODE_DIRECT);
+}
+
+static void test_transfer_by_relay(void)
+{
+    transfer(MN_MODE_RELAY);
+}
+
+static void test_transfer_by_both(void)
+{
+    transfer(MN_MODE_BOTH);
+}
+
+static void test_half_close_both_ways(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    pump(client, server, 1000);
+    CHECK_INT(shutdown(client, SHUT_WR), 0);
+    await_read(server, 0, 0);
+    pump(server, client, 300000);
+    CHECK_INT(shutdown(server, SHUT_WR), 0);
+    await_read(client, 0, 0);
+    CHECK_INT(await_event(A, MN_EV_FLOW_ENDED)->err, 0);
+    CHECK_INT(await_event(B, MN_EV_FLOW_ENDED)->err, 0);
+    CHECK_INT(e[A]->flows.count + e[B]->flows.count, 0);
+    stop();
+}
+
+static void test_close_after_writing_delivers_all(void)
+{
+    static uint8_t buf[100000];
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    CHECK_INT(send(client, buf, sizeof buf, 0), sizeof buf);
+    close(client);
+    find(A, MN_EV_CONNECTED)->fd = -1;
+    size_t got = 0;
+    uint64_t limit = mn_clock_ns() + 10 * MN_NS_PER_S;
+    for (ssize_t n = 1; n != 0;) {
+        CHECK(mn_clock_ns() < limit);
+        turn();
+        n = recv(server, buf, sizeof buf, MSG_DONTWAIT);
+        got += n > 0 ? (size_t)n : 0;
+    }
+    CHECK_INT(got, sizeof buf);
+    stop();
+}
+
+static void test_close_with_unread_bytes_resets(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    CHECK_INT(send(client, "unread", 6, 0), 6);
+    while (e[B]->stats.app_bytes_out < 6)
+        turn();
+    close(server);
+    find(B, MN_EV_ACCEPTED)->fd = -1;
+    CHECK_INT(await_event(A, MN_EV_FLOW_ENDED)->err, ECONNRESET);
+    stop();
+}
+
+static void test_refused(void)
+{
+    start(MN_MODE_DIRECT);
+    connect_to(A, 81);
+    CHECK_INT(await_event(A, MN_EV_CONNECT_FAILED)->err, ECONNREFUSED);
+    CHECK_INT(e[A]->flows.count, 0);
+    stop();
+}
+
+static void test_no_route(void)
+{
+    start(MN_MODE_DIRECT);
+    struct mn_command cmd = {.kind = MN_CMD_CONNECT, .req = 1, .ep = {.ip = v4(100, 64, 9, 9), .port = 80}};
+    push(A, cmd);
+    int err = await_event(A, MN_EV_CONNECT_FAILED)->err;
+    CHECK(err == EHOSTUNREACH || err == ENETUNREACH);
+    stop();
+}
+
+static void test_abort_of_a_pending_connect(void)
+{
+    start(MN_MODE_NONE);
+    connect_to(A, 80);
+    turn();
+    CHECK_INT(e[A]->flows.count, 1);
+    struct mn_command cmd = {.kind = MN_CMD_ABORT, .req = 55};
+    push(A, cmd);
+    turn();
+    CHECK_INT(e[A]->flows.count, 0);
+    CHECK(find(A, MN_EV_CONNECT_FAILED) == NULL);
+    stop();
+}
+
+static void test_waiting_initiation_leaves_with_the_path(void)
+{
+    int client, server;
+    start(MN_MODE_NONE);
+    listen_on(B, 80);
+    connect_to(A, 80);
+    CHECK_INT(await_event(A, MN_EV_PEER_SEND)->what, 1);
+    uint64_t started = mn_clock_ns();
+    set_path(A, MN_MODE_DIRECT);
+    set_path(B, MN_MODE_DIRECT);
+    client = await_event(A, MN_EV_CONNECTED)->fd;
+    server = await_event(B, MN_EV_ACCEPTED)->fd;
+    CHECK(mn_clock_ns() - started < 2 * MN_NS_PER_S);
+    pump(client, server, 1000);
+    stop();
+}
+
+static void test_answer_returns_by_the_relay_even_without_a_path(void)
+{
+    start(MN_MODE_RELAY);
+    set_path(B, MN_MODE_NONE);
+    connect_to(A, 80);
+    struct mn_event *answer = await_event(B, MN_EV_RELAY_SEND);
+    CHECK_INT(answer->region, RELAY);
+    CHECK(memcmp(answer->key, e[A]->tunnel.own_key, 32) == 0);
+    CHECK_INT(await_event(A, MN_EV_HANDSHAKE)->what, 1);
+    stop();
+}
+
+static void test_initiations_alternate(void)
+{
+    start(MN_MODE_BOTH);
+    carries_relay = false;
+    struct mn_peer *p;
+    turn();
+    p = &e[A]->tunnel.peers[0];
+    uint8_t pkt[148] = {1};
+    struct mn_wg_ops ops;
+    mn_tunnel_set_wg_ops(&ops);
+    for (unsigned attempt = 0; attempt < 6; attempt++) {
+        uint64_t direct = p->tx_direct, relay = p->tx_relay;
+        ops.send(e[A], 0, NULL, MN_WG_INITIATION, attempt, pkt, sizeof pkt);
+        CHECK_INT(p->tx_direct - direct, attempt % 2 == 1 ? 148 : 0);
+        CHECK_INT(p->tx_relay - relay, attempt % 2 == 0 ? 148 : 0);
+    }
+    stop();
+}
+
+static void test_hints_are_throttled(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    uint64_t started = mn_clock_ns();
+    pump(client, server, (4u << 20) / MN_TEST_SLOW);
+    size_t windows = (size_t)((mn_clock_ns() - started) / (100 * MN_NS_PER_MS)) + 1;
+    size_t sends = 0, recvs = 0;
+    for (size_t i = 0; i < n_seen; i++) {
+        sends += seen_by[i] == A && seen[i].kind == MN_EV_PEER_SEND;
+        recvs += seen_by[i] == B && seen[i].kind == MN_EV_PEER_RECV && seen[i].what == MN_WHAT_DATA;
+    }
+    CHECK(sends >= 1 && sends <= windows + 2);
+    CHECK(recvs >= 1 && recvs <= windows + 2);
+    stop();
+}
+
+static void test_ping(void)
+{
+    start(MN_MODE_DIRECT);
+    struct mn_command cmd = {.kind = MN_CMD_PING, .req = 9, .number = 56, .ep.ip = address(B)};
+    push(A, cmd);
+    struct mn_event *ev = await_event(A, MN_EV_PING);
+    CHECK_INT(ev->req, 9);
+    CHECK(ev->value > 0 && ev->value < 10 * MN_NS_PER_S);
+    stop();
+}
+
+static void test_removed_peer(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    struct mn_command cmd = {.kind = MN_CMD_REMOVE_PEER};
+    key_of(B, cmd.key);
+    push(A, cmd);
+    CHECK_INT(await_event(A, MN_EV_FLOW_ENDED)->err, ECONNABORTED);
+    n_seen = 0;
+    close(client);
+    close(server);
+    connect_to(A, 80);
+    CHECK(await_event(A, MN_EV_CONNECT_FAILED)->err != 0);
+    stop();
+}
+
+static void test_many_connections(void)
+{
+    enum { MANY = 1000 / MN_TEST_SLOW };
+    start(MN_MODE_DIRECT);
+    listen_on(B, 80);
+    size_t fds[2] = {0, 0};
+    uint64_t limit = mn_clock_ns() + 60 * MN_NS_PER_S;
+    for (int i = 0; i < MANY; i++)
+        connect_to(A, 80);
+    while (fds[A] < MANY || fds[B] < MANY) {
+        CHECK(mn_clock_ns() < limit);
+        n_seen = 0;
+        turn();
+        for (size_t i = 0; i < n_seen; i++) {
+            CHECK(seen[i].kind != MN_EV_CONNECT_FAILED);
+            if (seen[i].kind == MN_EV_ACCEPTED || seen[i].kind == MN_EV_CONNECTED) {
+                fds[seen_by[i]]++;
+                close(seen[i].fd);
+            }
+        }
+    }
+    while (e[A]->flows.count + e[B]->flows.count > 0) {
+        CHECK(mn_clock_ns() < limit);
+        n_seen = 0;
+        turn();
+    }
+    n_seen = 0;
+    stop();
+}
+
+static void test_threads_questions_and_stop(void)
+{
+    struct mn_answer answer;
+    start(MN_MODE_DIRECT);
+    listen_on(B, 80);
+    for (int side = A; side <= B; side++)
+        CHECK_INT(mn_engine_start(e[side]), 0);
+    connect_to(A, 80);
+    struct pollfd p = {.fd = e[A]->events.fd, .events = POLLIN};
+    while (find(A, MN_EV_CONNECTED) == NULL) {
+        CHECK_INT(poll(&p, 1, 10000), 1);
+        take_events(A);
+    }
+    struct mn_command stats = {.kind = MN_CMD_STATS};
+    CHECK_INT(mn_engine_call(e[A], &stats, &answer), 0);
+    CHECK(answer.count > 50 && answer.values[0] > 0);
+    struct mn_command peer = {.kind = MN_CMD_PEER_STATS};
+    key_of(B, peer.key);
+    CHECK_INT(mn_engine_call(e[A], &peer, &answer), 0);
+    CHECK_INT(answer.err, 0);
+    CHECK_INT(answer.values[3], 1); /* session */
+    peer.key[0] ^= 1;
+    CHECK_INT(mn_engine_call(e[A], &peer, &answer), 0);
+    CHECK_INT(answer.err, -ENOENT);
+    struct mn_command bad = with_blob(MN_CMD_SET_FILTER, "x", 1);
+    CHECK_INT(mn_engine_call(e[A], &bad, &answer), 0);
+    CHECK(answer.err < 0);
+    CHECK(mn_engine_stop(e[A], 5.0));
+    CHECK(mn_engine_stop(e[A], 5.0));
+    CHECK_INT(mn_engine_state(e[A]), MN_ENGINE_STOPPED);
+    CHECK_INT(mn_engine_call(e[A], &stats, &answer), -ENETDOWN);
+    take_events(A);
+    CHECK_INT(find(A, MN_EV_FLOW_ENDED)->err, ENETDOWN);
+    CHECK(mn_engine_stop(e[B], 5.0));
+    take_events(B);
+    stop();
+}
+
+static void test_child_of_a_fork(void)
+{
+    int client, server, status = 0;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    pid_t pid = fork();
+    CHECK(pid >= 0);
+    if (pid == 0)
+        _exit(mn_engine_state(e[A]) == MN_ENGINE_FORKED && e[A]->socks.fd[MN_SOCK_V4] == -1 && e[A]->epoll_fd == -1
+                  ? 0
+                  : 1);
+    CHECK_INT(waitpid(pid, &status, 0), pid);
+    CHECK_INT(status, 0);
+    CHECK_INT(mn_engine_state(e[A]), MN_ENGINE_RUNNING);
+    pump(client, server, 100000);
+    stop();
+}
+
+int main(void)
+{
+    RUN(test_transfer_direct);
+    RUN(test_transfer_by_relay);
+    RUN(test_transfer_by_both);
+    RUN(test_half_close_both_ways);
+    RUN(test_close_after_writing_delivers_all);
+    RUN(test_close_with_unread_bytes_resets);
+    RUN(test_refused);
+    RUN(test_no_route);
+    RUN(test_abort_of_a_pending_connect);
+    RUN(test_waiting_initiation_leaves_with_the_path);
+    RUN(test_answer_returns_by_the_relay_even_without_a_path);
+    RUN(test_initiations_alternate);
+    RUN(test_hints_are_throttled);
+    RUN(test_ping);
+    RUN(test_removed_peer);
+    RUN(test_many_connections);
+    RUN(test_threads_questions_and_stop);
+    RUN(test_child_of_a_fork);
+    return 0;
+}
