@@ -1,0 +1,468 @@
+/* Segment arrival (RFC 9293 3.10.7): sequence, RST, SYN, ACK, text, FIN, in that order. */
+#include <errno.h>
+
+#include "internal.h"
+
+/* ---- answers ---- */
+
+void mn_tcp_send_reset_for(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g)
+{
+    struct mn_segment r;
+    if (!mn_segment_make_reset(&r, g))
+        return;
+    if (mn_tcp_emit(s, t, &r) == 0)
+        s->stats.tcp_rst_out++;
+}
+
+static void answer_now(struct mn_stack *s, struct mn_conn *c)
+{
+    c->ack.now = true;
+    mn_conn_mark(s, c);
+}
+
+/* An ACK that a stranger could be provoking: bounded per connection. */
+static void answer_limited(struct mn_stack *s, struct mn_conn *c)
+{
+    if (s->now - c->challenge_at >= MN_SECOND) {
+        c->challenge_at = s->now;
+        c->challenges = 0;
+    }
+    if (c->challenges >= MN_CHALLENGES_PER_S)
+        return;
+    c->challenges++;
+    answer_now(s, c);
+}
+
+void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c)
+{
+    s->stats.tcp_challenge++;
+    answer_limited(s, c);
+}
+
+/* ---- opening ---- */
+
+static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    c->ts.on = g->has_ts;
+    if (g->has_ts) {
+        c->ts.recent = g->tsval;
+        c->ts.recent_at = s->now;
+    }
+    if (g->wscale >= 0) {
+        c->snd.shift = (uint8_t)g->wscale;
+    } else {
+        c->snd.shift = c->rcv.shift = 0;
+        if (c->rcv.size > 65535)
+            c->rcv.size = 65535;
+    }
+    mn_conn_set_mss(s, c, g->mss);
+    mn_cc_start(&c->cc, &mn_cc_newreno, c->snd.mss);
+    c->rcv.irs = g->seq;
+    c->rcv.nxt = c->rcv.read = g->seq + 1;
+    c->rcv.edge = c->rcv.nxt + (c->rcv.size < 65535 ? c->rcv.size : 65535);
+    c->snd.wnd = c->snd.max_wnd = g->wnd; /* never scaled in a SYN */
+    c->snd.wl1 = g->seq;
+    c->snd.wl2 = g->ack;
+}
+
+static void opened(struct mn_stack *s, struct mn_conn *c)
+{
+    c->state = MN_ESTABLISHED;
+    c->rtt.backoff = 0;
+    c->rcv.tuned_at = s->now;
+    c->rcv.rtt_ns = c->rtt.srtt_ns;
+    if (c->rtt.srtt_ns == 0 && c->syn_tries > 0)
+        c->rtt.rto_ns = 3 * MN_RTO_INITIAL_NS; /* RFC 6298 5.7 */
+    mn_conn_stop_timer(s, c, MN_T_RETX);
+    mn_conn_set_timer(s, c, MN_T_KEEP, s->now + MN_KEEP_IDLE);
+    s->stats.tcp_opened++;
+    s->ops.tcp_connected(s->ops.ctx, c->id);
+}
+
+static void take_syn_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    c->snd.una = g->ack;
+    if (c->rtt.is_timing)
+        mn_rtt_take(&c->rtt, s->now - c->rtt.timed_at);
+    c->rtt.is_timing = false;
+    answer_now(s, c);
+    opened(s, c);
+    if (!c->is_dead && (g->len > 0 || (g->flags & MN_TCP_FIN) != 0)) {
+        struct mn_segment text = *g;
+        text.seq++;
+        mn_receive_text(s, c, &text);
+    }
+}
+
+static void arrive_syn_sent(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    bool has_ack = (g->flags & MN_TCP_ACK) != 0;
+    if (has_ack && (mn_seq_le(g->ack, c->snd.iss) || mn_seq_lt(c->snd.nxt, g->ack))) {
+        s->stats.tcp_bad_ack++;
+        mn_tcp_send_reset_for(s, &c->node.tuple, g);
+        return;
+    }
+    if ((g->flags & MN_TCP_RST) != 0) {
+        if (has_ack)
+            mn_conn_end(s, c, ECONNREFUSED);
+        return;
+    }
+    if ((g->flags & MN_TCP_SYN) == 0)
+        return;
+    take_syn_options(s, c, g);
+    if (has_ack) {
+        take_syn_ack(s, c, g);
+        return;
+    }
+    /* Both sides opened at once. Text that came along is not acknowledged and comes again. */
+    c->state = MN_SYN_RCVD;
+    mn_tcp_send_syn(s, c);
+}
+
+/* ---- ACK ---- */
+
+static void take_window(struct mn_conn *c, const struct mn_segment *g)
+{
+    struct mn_send *d = &c->snd;
+    if (!mn_seq_lt(d->wl1, g->seq) && !(d->wl1 == g->seq && mn_seq_le(d->wl2, g->ack)))
+        return;
+    d->wnd = (uint32_t)g->wnd << d->shift;
+    d->wl1 = g->seq;
+    d->wl2 = g->ack;
+    if (d->wnd > d->max_wnd)
+        d->max_wnd = d->wnd;
+}
+
+/* A round-trip sample that came with this ACK; 0: none. */
+static uint64_t sample_rtt(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    struct mn_rtt *r = &c->rtt;
+    uint64_t sample = 0;
+    if (r->is_timing && mn_seq_le(r->timed_seq, g->ack)) {
+        sample = s->now - r->timed_at;
+        r->is_timing = false;
+    } else if (c->ts.on && g->has_ts && (c->loss.in_recovery || c->loss.in_timeout)) {
+        /* Timestamps tell retransmissions apart (RFC 7323 4), at the price of a millisecond's grain. */
+        uint32_t ms = mn_conn_ts_now(s, c) - g->tsecr;
+        if (ms == 0 || ms >= 120000)
+            return 0;
+        sample = ms * MN_MS;
+    } else {
+        return 0;
+    }
+    mn_rtt_take(r, sample);
+    return sample == 0 ? 1 : sample;
+}
+
+static bool fin_is_acked(const struct mn_conn *c)
+{
+    return c->snd.fin_sent && c->snd.una == c->snd.end + 1;
+}
+
+static void advance(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    uint32_t bytes = g->ack - c->snd.una;
+    uint64_t rtt = sample_rtt(s, c, g);
+    c->snd.una = g->ack;
+    c->rtt.backoff = 0;
+    mn_loss_on_ack(c, bytes, rtt, s->now);
+    c->snd.stuck_at = s->now;
+    if (c->snd.una == c->snd.nxt) {
+        mn_conn_stop_timer(s, c, MN_T_RETX);
+        c->snd.stuck_at = 0;
+    } else {
+        mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+    }
+    mn_conn_mark(s, c);
+}
+
+static void note_duplicate(struct mn_stack *s, struct mn_conn *c)
+{
+    if (mn_loss_on_dupack(c, s->now))
+        s->stats.tcp_fast_retransmits++;
+    mn_conn_mark(s, c);
+}
+
+/* Our FIN was acknowledged: the step it means in each state. */
+static void take_fin_ack(struct mn_stack *s, struct mn_conn *c)
+{
+    switch (c->state) {
+    case MN_FIN_WAIT_1:
+        c->state = MN_FIN_WAIT_2;
+        if (c->is_orphan)
+            mn_conn_set_timer(s, c, MN_T_LIFE, s->now + MN_FIN_WAIT_2_NS);
+        break;
+    case MN_CLOSING:
+        mn_wait_enter(s, c);
+        break;
+    case MN_LAST_ACK:
+        mn_conn_finish(s, c);
+        break;
+    default:
+        break;
+    }
+}
+
+/* The ACK field of an acceptable segment. False: the segment goes no further. */
+bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    struct mn_send *d = &c->snd;
+    uint32_t old_wnd = d->wnd;
+    if (mn_seq_lt(d->nxt, g->ack) || mn_seq_lt(g->ack, d->una - d->max_wnd)) {
+        s->stats.tcp_bad_ack++;
+        mn_tcp_challenge(s, c);
+        return false;
+    }
+    if (mn_seq_lt(g->ack, d->una))
+        return true; /* old, harmless */
+    take_window(c, g);
+    if (d->wnd != old_wnd)
+        mn_conn_mark(s, c);
+    if (g->ack != d->una) {
+        advance(s, c, g);
+        if (fin_is_acked(c))
+            take_fin_ack(s, c);
+        return !c->is_dead;
+    }
+    if (g->len == 0 && (g->flags & MN_TCP_FIN) == 0 && d->wnd == old_wnd && d->una != d->nxt)
+        note_duplicate(s, c);
+    if (d->wnd > 0 && d->una == d->nxt)
+        c->rtt.backoff = 0; /* the persist timer's: the window is open again */
+    return true;
+}
+
+/* ---- synchronized states ---- */
+
+static bool is_acceptable(const struct mn_conn *c, const struct mn_segment *g)
+{
+    uint32_t space = mn_segment_space(g), nxt = c->rcv.nxt;
+    uint32_t window = mn_seq_lt(nxt, c->rcv.edge) ? c->rcv.edge - nxt : 0;
+    /* An empty segment at the right edge is what a peer sends whose data before it was lost. */
+    if (space == 0)
+        return g->seq - nxt <= window;
+    if (window == 0)
+        return g->seq == nxt; /* its text finds no room, its ACK counts */
+    return mn_seq_lt(nxt, g->seq + space) && mn_seq_lt(g->seq, c->rcv.edge);
+}
+
+/* RFC 7323 5: false if g is an old duplicate. */
+static bool check_stamps(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    if (!c->ts.on)
+        return true;
+    if (!g->has_ts) {
+        if ((g->flags & MN_TCP_RST) == 0)
+            s->stats.tcp_no_timestamp++;
+        return true;
+    }
+    if (mn_seq_lt(g->tsval, c->ts.recent) && (g->flags & MN_TCP_RST) == 0 &&
+        s->now - c->ts.recent_at < MN_PAWS_IDLE) {
+        s->stats.tcp_paws++;
+        return false;
+    }
+    return true;
+}
+
+/* RFC 7323 4.3: what to echo is the stamp of the segment that our last ACK was waiting for. */
+void mn_tcp_note_stamp(struct mn_stack *s, struct mn_conn *c, uint32_t seq, uint32_t tsval, uint32_t tsecr)
+{
+    if (!mn_seq_le(seq, c->ts.last_ack))
+        return;
+    if (!mn_seq_lt(tsval, c->ts.recent) || s->now - c->ts.recent_at >= MN_PAWS_IDLE) {
+        c->ts.recent = tsval;
+        c->ts.recent_at = s->now;
+    }
+    /* An upper bound of the round trip, for the receive window's tuning. */
+    uint64_t rtt = (mn_conn_ts_now(s, c) - tsecr) * MN_MS;
+    if (tsecr != 0 && rtt < c->rcv.rtt_ns)
+        c->rcv.rtt_ns = rtt < MN_MS ? MN_MS : rtt;
+}
+
+static void arrive_reset(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    s->stats.tcp_rst_in++;
+    if (g->seq != c->rcv.nxt) {
+        mn_tcp_challenge(s, c); /* in the window, but not exact: RFC 5961 3.2 */
+        return;
+    }
+    if (c->state == MN_SYN_RCVD)
+        mn_conn_end(s, c, ECONNREFUSED);
+    else if ((c->state == MN_CLOSING || c->state == MN_LAST_ACK) && mn_conn_used(c) == 0)
+        mn_conn_finish(s, c); /* both sides had already said all, and heard it */
+    else
+        mn_conn_end(s, c, ECONNRESET);
+}
+
+/* The handshake's last ACK after a simultaneous open. False: not that. */
+static bool complete_open(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    if (!mn_seq_lt(c->snd.una, g->ack) || mn_seq_lt(c->snd.nxt, g->ack)) {
+        s->stats.tcp_bad_ack++;
+        mn_tcp_send_reset_for(s, &c->node.tuple, g);
+        return false;
+    }
+    c->snd.una = g->ack;
+    c->snd.wnd = (g->flags & MN_TCP_SYN) != 0 ? g->wnd : (uint32_t)g->wnd << c->snd.shift;
+    c->snd.max_wnd = c->snd.wnd;
+    c->snd.wl1 = g->seq;
+    c->snd.wl2 = g->ack;
+    if (c->rtt.is_timing)
+        mn_rtt_take(&c->rtt, s->now - c->rtt.timed_at);
+    c->rtt.is_timing = false;
+    opened(s, c);
+    return !c->is_dead;
+}
+
+void mn_tcp_peer_finished(struct mn_stack *s, struct mn_conn *c)
+{
+    switch (c->state) {
+    case MN_ESTABLISHED:
+        c->state = MN_CLOSE_WAIT;
+        break;
+    case MN_FIN_WAIT_1:
+        c->state = MN_CLOSING; /* had our FIN been acknowledged we would be in FIN-WAIT-2 */
+        break;
+    case MN_FIN_WAIT_2:
+        mn_wait_enter(s, c);
+        return; /* it told the application */
+    default:
+        break;
+    }
+    mn_receive_offer(s, c);
+}
+
+static void arrive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    if (g->len == 0 && (g->flags & MN_TCP_FIN) == 0)
+        return;
+    if (c->state != MN_ESTABLISHED && c->state != MN_FIN_WAIT_1 && c->state != MN_FIN_WAIT_2)
+        return; /* after its FIN there is no text */
+    if (c->is_orphan && mn_seq_lt(c->rcv.nxt, g->seq + g->len)) {
+        /* Nobody will read it: say so (RFC 9293 3.6.1). */
+        mn_tcp_send_reset(s, c);
+        mn_conn_kill(s, c);
+        return;
+    }
+    mn_receive_text(s, c, g);
+}
+
+/* False: g was dealt with or is of no use. */
+static bool pass_checks(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    bool is_reset = (g->flags & MN_TCP_RST) != 0;
+    bool is_current = check_stamps(s, c, g);
+    if (!is_current || !is_acceptable(c, g)) {
+        s->stats.tcp_out_of_window++;
+        if (is_reset)
+            return false;
+        /* The crossing SYN of a simultaneous open, or our SYN-ACK was lost. */
+        if (c->state == MN_SYN_RCVD && (g->flags & MN_TCP_SYN) != 0 && g->seq == c->rcv.irs) {
+            if ((g->flags & MN_TCP_ACK) == 0)
+                mn_tcp_send_syn(s, c);
+            return (g->flags & MN_TCP_ACK) != 0;
+        }
+        if (mn_segment_space(g) > 0)
+            answer_now(s, c);
+        else
+            answer_limited(s, c);
+        return false;
+    }
+    if (is_reset) {
+        arrive_reset(s, c, g);
+        return false;
+    }
+    if ((g->flags & MN_TCP_SYN) != 0) {
+        mn_tcp_challenge(s, c);
+        return false;
+    }
+    return (g->flags & MN_TCP_ACK) != 0;
+}
+
+static void arrive_synchronized(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    if (!pass_checks(s, c, g))
+        return;
+    if (c->ts.on && g->has_ts)
+        mn_tcp_note_stamp(s, c, g->seq, g->tsval, g->tsecr);
+    if (c->state == MN_SYN_RCVD) {
+        if (!complete_open(s, c, g))
+            return;
+        if ((g->flags & MN_TCP_SYN) != 0) {
+            answer_now(s, c); /* the peer's SYN-ACK: its SYN is known already */
+            return;
+        }
+    } else if (!mn_tcp_take_ack(s, c, g)) {
+        return;
+    }
+    if (!c->is_dead && c->state != MN_CLOSED)
+        arrive_text(s, c, g);
+}
+
+void mn_tcp_arrive(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    c->heard_at = s->now;
+    c->keep_probes = 0;
+    if (c->state == MN_SYN_SENT)
+        arrive_syn_sent(s, c, g);
+    else if (c->state != MN_CLOSED)
+        arrive_synchronized(s, c, g);
+}
+
+/* ---- demultiplexing ---- */
+
+/* Nobody is here. What strangers learn depends on the rules: a closed port is told only to those who might use it. */
+static void arrive_nowhere(struct mn_stack *s, uint32_t peer, const struct mn_packet *p, const struct mn_tuple *t,
+                           const struct mn_segment *g, uint32_t min_iss)
+{
+    bool is_syn = (g->flags & (MN_TCP_SYN | MN_TCP_ACK)) == MN_TCP_SYN;
+    if (peer != MN_PEER_SELF && !mn_rules_allow_port(s->rules, MN_PROTO_TCP, &t->remote, &t->local, t->lport)) {
+        s->stats.filter_drop++;
+        if (is_syn && (g->flags & MN_TCP_RST) == 0)
+            mn_stack_send_tsmp_reject(s, peer, p, g);
+        return;
+    }
+    s->stats.filter_accept++;
+    const struct mn_port *l = is_syn ? mn_ports_find(&s->listeners, &t->local, t->lport) : NULL;
+    if (l != NULL && (g->flags & (MN_TCP_RST | MN_TCP_FIN)) == 0)
+        mn_listen_input(s, peer, t, g, l->id, min_iss);
+    else
+        mn_tcp_send_reset_for(s, t, g);
+}
+
+static void arrive_conn(struct mn_stack *s, uint32_t peer, struct mn_conn *c, const struct mn_segment *g)
+{
+    c->peer = peer; /* the address may have moved to another peer: the device has checked that it is its own */
+    c->heard_at = s->now;
+    c->keep_probes = 0;
+    if (mn_run_take(s, c, g))
+        return;
+    mn_tcp_arrive(s, c, g);
+}
+
+void mn_tcp_input(struct mn_stack *s, uint32_t peer, const struct mn_packet *p)
+{
+    struct mn_segment g;
+    int err = mn_segment_parse(&g, p);
+    if (err != 0) {
+        if (err == MN_PACKET_CHECKSUM)
+            s->stats.drop_checksum++;
+        else
+            s->stats.drop_malformed++;
+        return;
+    }
+    s->stats.tcp_in++;
+    struct mn_tuple t = {p->dst, p->src, g.dport, g.sport};
+    struct mn_node *n = mn_demux_find(&s->demux, &t);
+    uint32_t min_iss = 0;
+    if (n != NULL && n->kind == MN_NODE_CONN) {
+        arrive_conn(s, peer, (struct mn_conn *)n, &g);
+        return;
+    }
+    if (n != NULL && n->kind == MN_NODE_HALF) {
+        mn_half_input(s, (struct mn_half *)n, peer, &g);
+        return;
+    }
+    if (n != NULL && !mn_wait_input(s, (struct mn_wait *)n, &g, &min_iss))
+        return;
+    arrive_nowhere(s, peer, p, &t, &g, min_iss);
+}

@@ -1,0 +1,385 @@
+/* What to send now: lost ranges first, then new data as far as both windows reach, FIN with the last byte, else an ACK.
+ * One decision, many segments: each is cut from the send ring straight into the packet, copied and summed in one pass. */
+#include <errno.h>
+
+#include "internal.h"
+
+/* ---- cutting ---- */
+
+/* Headers of one burst: all but length, sequence number, flags and checksums stays the same. */
+struct mn_cut {
+    uint8_t head[MN_IP6_HEADER + MN_TCP_MAX_HEADER];
+    size_t ip_len, head_len;
+    uint64_t ip_sum, tcp_sum; /* of what stays the same */
+};
+
+static uint64_t word(uint16_t v)
+{
+    uint8_t b[2];
+    uint16_t w;
+    mn_store16(b, v);
+    memcpy(&w, b, 2);
+    return w;
+}
+
+static void prepare_cut(struct mn_stack *s, struct mn_conn *c, struct mn_cut *k)
+{
+    const struct mn_tuple *t = &c->node.tuple;
+    uint32_t edge, window = mn_receive_window(c, &edge);
+    size_t tcp = MN_TCP_HEADER + (c->ts.on ? (size_t)MN_TCP_TS_OPTION : 0U);
+    k->ip_len = mn_packet_write_header(k->head, &t->local, &t->remote, MN_PROTO_TCP, 0);
+    k->head_len = k->ip_len + tcp;
+    uint8_t *h = k->head + k->ip_len;
+    memset(h, 0, tcp);
+    mn_store16(h, t->lport);
+    mn_store16(h + 2, t->rport);
+    mn_store32(h + 8, c->rcv.nxt);
+    h[12] = (uint8_t)(tcp / 4 << 4);
+    mn_store16(h + 14, window);
+    if (c->ts.on) {
+        mn_store32(h + 20, 0x0101080a);
+        mn_store32(h + 24, mn_conn_ts_now(s, c));
+        mn_store32(h + 28, c->ts.recent);
+    }
+    c->rcv.edge = edge;
+    c->ts.last_ack = c->rcv.nxt;
+    k->tcp_sum = mn_csum_add(mn_csum_pseudo(&t->local, &t->remote, MN_PROTO_TCP, 0), h, tcp);
+    k->ip_sum = 0;
+    if (k->ip_len == MN_IP4_HEADER) {
+        mn_store16(k->head + 2, 0);
+        mn_store16(k->head + 10, 0);
+        k->ip_sum = mn_csum_add(0, k->head, MN_IP4_HEADER);
+    }
+}
+
+/* One segment: payload is n bytes of the send ring at seq. 0 or -errno. */
+static int cut_segment(struct mn_stack *s, struct mn_conn *c, const struct mn_cut *k, uint32_t seq, uint32_t n,
+                       uint8_t flags)
+{
+    int err = 0;
+    uint8_t *out = mn_stack_begin(s, &c->node.tuple.remote, k->head_len + n, &err);
+    if (out == NULL)
+        return -err;
+    memcpy(out, k->head, k->head_len);
+    size_t tcp = k->head_len - k->ip_len + n;
+    uint8_t *h = out + k->ip_len;
+    mn_store32(h + 4, seq);
+    h[13] = flags;
+    uint64_t sum = k->tcp_sum + word((uint16_t)tcp) + word(flags);
+    sum = mn_csum_add(sum, h + 4, 4);
+    struct iovec v[2];
+    int pieces = mn_ring_pieces(&c->snd.ring, seq, n, v);
+    uint8_t *body = out + k->head_len;
+    if (pieces >= 1)
+        sum = mn_csum_copy(sum, body, v[0].iov_base, v[0].iov_len);
+    if (pieces == 2) {
+        uint64_t second = mn_csum_copy(0, body + v[0].iov_len, v[1].iov_base, v[1].iov_len);
+        sum += v[0].iov_len % 2 == 0 ? second : mn_csum_shift(second);
+    }
+    mn_csum_store(h + 16, sum);
+    if (k->ip_len == MN_IP4_HEADER) {
+        mn_store16(out + 2, (uint32_t)(k->ip_len + tcp));
+        mn_csum_store(out + 10, k->ip_sum + word((uint16_t)(k->ip_len + tcp)));
+    } else {
+        mn_store16(out + 4, (uint32_t)tcp);
+    }
+    mn_stack_commit(s, k->head_len + n);
+    s->stats.tcp_out++;
+    return 0;
+}
+
+/* ---- segments outside the stream ---- */
+
+int mn_tcp_emit(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g)
+{
+    int err = 0;
+    struct mn_ep from = {t->local, t->lport}, to = {t->remote, t->rport};
+    uint8_t *out = mn_stack_begin(s, &t->remote, MN_IP6_HEADER + MN_TCP_MAX_HEADER, &err);
+    if (out == NULL)
+        return -err;
+    mn_stack_commit(s, mn_segment_write(out, &from, &to, g));
+    s->stats.tcp_out++;
+    return 0;
+}
+
+/* SYN, or SYN and ACK after a simultaneous open. */
+void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c)
+{
+    bool is_answer = c->state == MN_SYN_RCVD;
+    struct mn_segment g = {.seq = c->snd.iss, .flags = MN_TCP_SYN};
+    g.wnd = (uint16_t)(c->rcv.size < 65535 ? c->rcv.size : 65535);
+    g.mss = mn_conn_advertised_mss(s, &c->node.tuple);
+    g.has_ts = !is_answer || c->ts.on;
+    g.tsval = mn_conn_ts_now(s, c);
+    g.wscale = is_answer && c->rcv.shift == 0 ? -1 : (int8_t)c->rcv.shift;
+    if (is_answer) {
+        g.flags |= MN_TCP_ACK;
+        g.ack = c->rcv.nxt;
+        g.tsecr = c->ts.recent;
+        c->ts.last_ack = c->rcv.nxt;
+    }
+    c->rtt.is_timing = c->syn_tries == 0 && !c->rtt.is_timing;
+    if (c->rtt.is_timing) {
+        c->rtt.timed_at = s->now;
+        c->rtt.timed_seq = c->snd.iss + 1;
+    }
+    c->snd.nxt = c->snd.iss + 1;
+    mn_tcp_emit(s, &c->node.tuple, &g);
+    mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+}
+
+void mn_tcp_send_reset(struct mn_stack *s, struct mn_conn *c)
+{
+    struct mn_segment g = {.seq = c->snd.nxt, .flags = MN_TCP_RST, .wscale = -1};
+    if (c->state == MN_SYN_SENT || c->state == MN_CLOSED)
+        return; /* nothing a peer believes in; its SYN-ACK will find nobody */
+    g.flags |= MN_TCP_ACK;
+    g.ack = c->rcv.nxt;
+    if (mn_tcp_emit(s, &c->node.tuple, &g) == 0)
+        s->stats.tcp_rst_out++;
+}
+
+/* No packet buffer just now: come back soon. Anything else is a lost packet, for the timers to find. */
+static void wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err)
+{
+    if (err != -ENOBUFS || c->is_blocked)
+        return;
+    c->is_blocked = true;
+    c->next_blocked = s->blocked;
+    s->blocked = c;
+    s->retry_at = s->now + MN_RETRY_NS;
+}
+
+bool mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq)
+{
+    struct mn_cut k;
+    prepare_cut(s, c, &k);
+    int err = cut_segment(s, c, &k, seq, 0, MN_TCP_ACK);
+    return err == 0;
+}
+
+/* ---- the stream ---- */
+
+struct burst {
+    struct mn_cut cut;
+    bool is_ready;
+    int left, sent; /* segments */
+    int err;
+};
+
+/* Send n bytes from seq, and the FIN if it comes right behind them. */
+static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, uint32_t seq, uint32_t n)
+{
+    uint8_t flags = MN_TCP_ACK;
+    if (!b->is_ready)
+        prepare_cut(s, c, &b->cut);
+    b->is_ready = true;
+    if (seq + n == c->snd.end) {
+        if (n > 0)
+            flags |= MN_TCP_PSH;
+        if (c->snd.fin_queued)
+            flags |= MN_TCP_FIN;
+    }
+    b->err = cut_segment(s, c, &b->cut, seq, n, flags);
+    if (b->err != 0) {
+        wait_for_buffer(s, c, b->err);
+        return false;
+    }
+    b->sent++;
+    b->left--;
+    return true;
+}
+
+/* How far the peer lets us go. */
+static uint32_t peer_edge(const struct mn_conn *c)
+{
+    return c->snd.una + c->snd.wnd;
+}
+
+static bool resend_lost(struct mn_stack *s, struct mn_conn *c, struct burst *b)
+{
+    uint32_t seq, len;
+    bool is_forced;
+    while (b->left > 0 && mn_loss_next(c, &seq, &len, &is_forced)) {
+        uint32_t data = mn_seq_lt(seq, c->snd.end) ? c->snd.end - seq : 0;
+        uint32_t n = len < data ? len : data;
+        if (n > c->snd.mss)
+            n = c->snd.mss;
+        if (!is_forced && mn_loss_flight(c) + n > mn_loss_window(c)) {
+            c->snd.is_limited = true;
+            return false;
+        }
+        if (!is_forced && mn_seq_lt(peer_edge(c), seq + n))
+            return false;
+        if (!send_piece(s, c, b, seq, n))
+            return false;
+        bool has_fin = c->snd.fin_queued && seq + n == c->snd.end;
+        if (has_fin && !c->snd.fin_sent) {
+            c->snd.fin_sent = true;
+            c->snd.nxt = c->snd.end + 1;
+        }
+        mn_loss_on_retransmitted(c, seq, n + (has_fin ? 1 : 0));
+        c->rtt.is_timing = false; /* Karn */
+        c->retransmits++;
+        s->stats.tcp_retransmits++;
+    }
+    return b->left > 0;
+}
+
+/* Bytes worth sending at snd.nxt now; 0: none. */
+static uint32_t next_piece(struct mn_conn *c)
+{
+    const struct mn_send *d = &c->snd;
+    if (!mn_seq_lt(d->nxt, d->end) || !mn_seq_lt(d->nxt, peer_edge(c)))
+        return 0;
+    uint32_t avail = d->end - d->nxt, allowed = peer_edge(c) - d->nxt;
+    uint32_t n = avail < d->mss ? avail : d->mss;
+    if (n > allowed) {
+        if (allowed < d->max_wnd / 2)
+            return 0; /* silly window: wait for more (RFC 9293 3.8.6.2.1); the persist timer overrides */
+        n = allowed;
+    }
+    uint32_t flight = mn_loss_flight(c);
+    if (flight + n > mn_loss_window(c)) {
+        c->snd.is_limited = true;
+        return 0;
+    }
+    return n;
+}
+
+static void note_sent(struct mn_stack *s, struct mn_conn *c, uint32_t n)
+{
+    struct mn_send *d = &c->snd;
+    if (d->una == d->nxt) {
+        d->stuck_at = s->now;
+        c->due[MN_T_RETX] = MN_DEADLINE_NONE; /* what ran was the persist timer */
+    }
+    d->nxt += n;
+    c->bytes_out += n;
+    d->sent_at = s->now;
+    if (d->fin_queued && d->nxt == d->end) {
+        d->fin_sent = true;
+        d->nxt++;
+    }
+    if (!c->rtt.is_timing && !c->loss.in_timeout) {
+        c->rtt.is_timing = true;
+        c->rtt.timed_seq = d->nxt;
+        c->rtt.timed_at = s->now;
+    }
+}
+
+static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
+{
+    struct mn_send *d = &c->snd;
+    uint32_t n;
+    if (d->una == d->nxt && d->sent_at != 0 && s->now - d->sent_at > c->rtt.rto_ns)
+        c->cc.ops->on_idle(&c->cc, s->now);
+    while (b->left > 0 && (n = next_piece(c)) > 0) {
+        if (!send_piece(s, c, b, d->nxt, n))
+            return;
+        note_sent(s, c, n);
+    }
+    /* A FIN alone fits into any window: if it does not, its retransmissions are the probes. */
+    if (b->left > 0 && d->fin_queued && !d->fin_sent && d->nxt == d->end && send_piece(s, c, b, d->nxt, 0))
+        note_sent(s, c, 0);
+}
+
+/* ---- acknowledgements ---- */
+
+static bool ack_is_due(struct mn_stack *s, struct mn_conn *c)
+{
+    struct mn_acking *a = &c->ack;
+    if (a->now)
+        return true;
+    if (a->pending == 0)
+        return false;
+    if (c->rcv.largest > 0 && a->pending >= 2 * c->rcv.largest)
+        return true;
+    if (a->last_was_full && a->quick == 0) {
+        if (c->due[MN_T_ACK] == MN_DEADLINE_NONE)
+            mn_conn_set_timer(s, c, MN_T_ACK, s->now + MN_ACK_BULK);
+        return false;
+    }
+    if (!a->last_was_full && a->is_conversation) {
+        if (c->due[MN_T_ACK] == MN_DEADLINE_NONE)
+            mn_conn_set_timer(s, c, MN_T_ACK, s->now + MN_ACK_REPLY);
+        return false;
+    }
+    return true;
+}
+
+/* An ACK left, alone or on data. */
+static void ack_is_sent(struct mn_stack *s, struct mn_conn *c, bool with_data)
+{
+    struct mn_acking *a = &c->ack;
+    if (with_data && a->pending > 0 && !a->is_conversation && ++a->answered >= a->patience) {
+        a->is_conversation = true;
+        a->answered = 0;
+    }
+    if (a->quick > 0 && a->pending > 0)
+        a->quick--;
+    a->pending = 0;
+    a->now = false;
+    if (c->due[MN_T_ACK] != MN_DEADLINE_NONE)
+        mn_conn_stop_timer(s, c, MN_T_ACK);
+}
+
+static void send_acks(struct mn_stack *s, struct mn_conn *c, struct burst *b)
+{
+    struct mn_acking *a = &c->ack;
+    if (b->sent > 0)
+        ack_is_sent(s, c, true);
+    else if (a->duplicates == 0 && ack_is_due(s, c))
+        a->duplicates = 1;
+    /* One per early segment: without SACK the peer counts them. */
+    while (a->duplicates > 0) {
+        if (!b->is_ready)
+            prepare_cut(s, c, &b->cut);
+        b->is_ready = true;
+        int err = cut_segment(s, c, &b->cut, c->snd.nxt, 0, MN_TCP_ACK);
+        if (err != 0) {
+            a->now = true;
+            a->duplicates = 0;
+            wait_for_buffer(s, c, err);
+            return;
+        }
+        a->duplicates--;
+        ack_is_sent(s, c, false);
+    }
+}
+
+/* ---- timers that follow from what is out ---- */
+
+static void arm_timers(struct mn_stack *s, struct mn_conn *c)
+{
+    const struct mn_send *d = &c->snd;
+    if (d->una != d->nxt) {
+        if (c->due[MN_T_RETX] == MN_DEADLINE_NONE)
+            mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+    } else if (mn_seq_lt(d->nxt, d->end)) {
+        /* Data, nothing out, and no window for it: persist (RFC 9293 3.8.6.1). */
+        if (d->stuck_at == 0)
+            c->snd.stuck_at = s->now;
+        if (c->due[MN_T_RETX] == MN_DEADLINE_NONE && !c->is_blocked)
+            mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+    }
+    if ((c->snd.ring.data != NULL || c->rcv.ring.data != NULL) && c->due[MN_T_IDLE] == MN_DEADLINE_NONE)
+        mn_conn_set_timer(s, c, MN_T_IDLE, s->now + MN_IDLE_RING);
+}
+
+void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
+{
+    if (c->is_dead || c->state < MN_ESTABLISHED)
+        return;
+    struct burst b;
+    b.is_ready = false;
+    b.left = MN_QUANTUM;
+    b.sent = b.err = 0;
+    c->snd.is_limited = false;
+    if (resend_lost(s, c, &b))
+        send_new(s, c, &b);
+    send_acks(s, c, &b);
+    arm_timers(s, c);
+    if (b.left == 0)
+        mn_conn_mark(s, c); /* more to send, after the others had their turn */
+}

@@ -1,0 +1,265 @@
+/* Text and FIN: in-order bytes go to the application straight from the packets; what it does not take, and what came
+ * early, lies in the receive ring under its sequence numbers. */
+#include <stdlib.h>
+
+#include "internal.h"
+
+/* ---- the ring ---- */
+
+static bool make_room(struct mn_stack *s, struct mn_conn *c, uint32_t end)
+{
+    struct mn_receive *r = &c->rcv;
+    uint32_t need = end - r->read, cap = r->ring.cap < MN_RING_FIRST ? MN_RING_FIRST : r->ring.cap;
+    while (cap < need)
+        cap *= 2;
+    if (cap == r->ring.cap)
+        return true;
+    uint32_t kept = r->ooo_count > 0 ? r->ooo[r->ooo_count - 1].end : r->nxt;
+    return mn_ring_resize(s, &r->ring, cap, r->read, r->ring.data == NULL ? r->read : kept);
+}
+
+static void write_pieces(struct mn_ring *ring, uint32_t seq, const struct iovec *v, int n, size_t skip)
+{
+    for (int i = 0; i < n; i++) {
+        if (skip >= v[i].iov_len) {
+            skip -= v[i].iov_len;
+            continue;
+        }
+        uint32_t k = (uint32_t)(v[i].iov_len - skip);
+        mn_ring_write(ring, seq, (const uint8_t *)v[i].iov_base + skip, k);
+        seq += k;
+        skip = 0;
+    }
+}
+
+/* ---- the window ---- */
+
+/* Aim higher when the application took more than half a window within one round trip. */
+static void tune(struct mn_stack *s, struct mn_conn *c, uint32_t taken)
+{
+    struct mn_receive *r = &c->rcv;
+    uint64_t rtt = r->rtt_ns != 0 ? r->rtt_ns : 100 * MN_MS;
+    r->copied += taken;
+    if (s->now - r->tuned_at < (rtt < MN_MS ? MN_MS : rtt))
+        return;
+    uint32_t slack = 1U << r->shift, limit = r->shift == 0 ? 65535 : s->cfg.rcvbuf_max - slack;
+    if (r->copied > r->size / 2 && r->size < limit) {
+        uint32_t size = (r->size + slack) * 2 - slack;
+        r->size = size < limit ? size : limit;
+    }
+    r->copied = 0;
+    r->tuned_at = s->now;
+}
+
+uint32_t mn_receive_window(const struct mn_conn *c, uint32_t *edge)
+{
+    const struct mn_receive *r = &c->rcv;
+    uint32_t want = r->read + r->size, step = c->snd.mss < r->size / 2 ? c->snd.mss : r->size / 2;
+    /* Small steps invite small segments (RFC 9293 3.8.6.2.2). */
+    if (!mn_seq_lt(r->edge, want) || want - r->edge < step)
+        want = r->edge;
+    uint32_t window = mn_seq_lt(r->nxt, want) ? (want - r->nxt) >> r->shift : 0;
+    if (window > 65535)
+        window = 65535;
+    /* Rounding may tell up to a shift less than was promised before (RFC 7323 2.4); what was promised is still taken. */
+    *edge = mn_seq_max(r->edge, r->nxt + (window << r->shift));
+    return window;
+}
+
+/* ---- delivery ---- */
+
+static size_t deliver(struct mn_stack *s, struct mn_conn *c, const struct iovec *v, int n)
+{
+    size_t taken = s->ops.tcp_deliver(s->ops.ctx, c->id, v, n);
+    if (!c->is_dead)
+        tune(s, c, (uint32_t)taken);
+    return taken;
+}
+
+void mn_receive_offer(struct mn_stack *s, struct mn_conn *c)
+{
+    struct mn_receive *r = &c->rcv;
+    uint32_t unread = mn_conn_unread(c);
+    if (c->is_orphan)
+        return;
+    if (unread > 0 && !r->is_blocked) {
+        struct iovec v[2];
+        int n = mn_ring_pieces(&r->ring, r->read, unread, v);
+        size_t taken = deliver(s, c, v, n);
+        if (c->is_dead)
+            return;
+        r->read += (uint32_t)taken;
+        r->is_blocked = taken < unread;
+        unread = mn_conn_unread(c);
+    }
+    if (unread > 0)
+        return;
+    if (r->fin_taken && !r->fin_told) {
+        r->fin_told = true;
+        s->ops.tcp_peer_fin(s->ops.ctx, c->id);
+    }
+    if (!c->is_dead && c->state == MN_CLOSED)
+        mn_conn_end(s, c, 0);
+}
+
+void mn_receive_fin(struct mn_stack *s, struct mn_conn *c)
+{
+    struct mn_receive *r = &c->rcv;
+    if (!r->fin_known || r->fin_taken || r->nxt != r->fin_seq)
+        return;
+    r->nxt++;
+    r->fin_taken = true;
+    c->ack.now = true;
+    mn_tcp_peer_finished(s, c);
+}
+
+/* Ranges that arrived early and whose turn has come. */
+static bool absorb(struct mn_receive *r)
+{
+    uint16_t n = 0;
+    while (n < r->ooo_count && mn_seq_le(r->ooo[n].first, r->nxt)) {
+        r->nxt = mn_seq_max(r->nxt, r->ooo[n].end);
+        n++;
+    }
+    r->ooo_count = (uint16_t)(r->ooo_count - n);
+    memmove(r->ooo, r->ooo + n, r->ooo_count * sizeof *r->ooo);
+    return n > 0;
+}
+
+void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *pieces, int n, uint32_t len)
+{
+    struct mn_receive *r = &c->rcv;
+    uint32_t taken = 0;
+    if (!r->is_blocked && mn_conn_unread(c) == 0) {
+        taken = (uint32_t)deliver(s, c, pieces, n);
+        if (c->is_dead)
+            return;
+        r->read += taken;
+        r->is_blocked = taken < len;
+    }
+    if (taken < len && c->is_orphan) {
+        /* Closed from within the upcall with bytes left: nobody will ever read them. */
+        mn_tcp_send_reset(s, c);
+        mn_conn_kill(s, c);
+        return;
+    }
+    uint32_t kept = len;
+    if (taken < len) {
+        if (make_room(s, c, r->nxt + len))
+            write_pieces(&r->ring, r->nxt + taken, pieces, n, taken);
+        else
+            kept = taken; /* no memory: not acknowledged, so it comes again */
+    }
+    r->nxt += kept;
+    c->bytes_in += kept;
+    c->ack.pending += kept;
+    mn_conn_mark(s, c);
+    if (kept < len)
+        return;
+    if (r->ooo_count > 0) {
+        c->ack.now = true;
+        if (absorb(r) && !r->is_blocked)
+            mn_receive_offer(s, c);
+    }
+    if (!c->is_dead)
+        mn_receive_fin(s, c);
+}
+
+/* ---- out of order ---- */
+
+static bool grow_ranges(struct mn_receive *r)
+{
+    if (r->ooo_count < r->ooo_room)
+        return true;
+    uint16_t room = r->ooo_room == 0 ? 8 : (uint16_t)(r->ooo_room * 2);
+    if (room > MN_OOO_RANGES)
+        return false;
+    struct mn_hole_range *ooo = realloc(r->ooo, room * sizeof *ooo);
+    if (ooo == NULL)
+        return false;
+    r->ooo = ooo;
+    r->ooo_room = room;
+    return true;
+}
+
+/* Remember [first, end). False: no room, and it lies too far out to be worth another's place. */
+static bool add_range(struct mn_receive *r, uint32_t first, uint32_t end)
+{
+    uint16_t at = 0, stop;
+    while (at < r->ooo_count && mn_seq_lt(r->ooo[at].end, first))
+        at++;
+    for (stop = at; stop < r->ooo_count && mn_seq_le(r->ooo[stop].first, end); stop++) {
+        if (mn_seq_lt(r->ooo[stop].first, first))
+            first = r->ooo[stop].first;
+        end = mn_seq_max(end, r->ooo[stop].end);
+    }
+    if (stop == at) {
+        if (!grow_ranges(r)) {
+            if (r->ooo_count == 0 || at == r->ooo_count)
+                return false;
+            r->ooo_count--; /* the farthest gives way */
+        }
+        memmove(r->ooo + at + 1, r->ooo + at, (size_t)(r->ooo_count - at) * sizeof *r->ooo);
+        r->ooo_count++;
+    } else {
+        memmove(r->ooo + at + 1, r->ooo + stop, (size_t)(r->ooo_count - stop) * sizeof *r->ooo);
+        r->ooo_count = (uint16_t)(r->ooo_count - (stop - at) + 1);
+    }
+    r->ooo[at] = (struct mn_hole_range){first, end};
+    return true;
+}
+
+static void keep_early(struct mn_stack *s, struct mn_conn *c, uint32_t seq, const uint8_t *p, uint32_t len)
+{
+    s->stats.tcp_ooo++;
+    if (!make_room(s, c, seq + len) || !add_range(&c->rcv, seq, seq + len)) {
+        s->stats.tcp_ooo_dropped++;
+        return;
+    }
+    mn_ring_write(&c->rcv.ring, seq, p, len);
+}
+
+static void owe_duplicate(struct mn_stack *s, struct mn_conn *c)
+{
+    if (c->ack.duplicates < MN_MAX_DUP_ACKS)
+        c->ack.duplicates++;
+    mn_conn_mark(s, c);
+}
+
+/* Text of an acceptable segment: cut to the window, in order or early. */
+void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    struct mn_receive *r = &c->rcv;
+    uint32_t seq = g->seq, end = g->seq + g->len;
+    if ((g->flags & MN_TCP_FIN) != 0 && !r->fin_known && mn_seq_le(end, r->edge)) {
+        r->fin_known = true;
+        r->fin_seq = end;
+    }
+    if (mn_seq_lt(r->edge, end))
+        end = r->edge;
+    if (r->fin_known && mn_seq_lt(r->fin_seq, end))
+        end = r->fin_seq;
+    seq = mn_seq_max(seq, r->nxt);
+    if (!mn_seq_lt(seq, end)) {
+        if (seq == r->nxt)
+            mn_receive_fin(s, c);
+        else
+            owe_duplicate(s, c);
+        if (g->len > 0 && !c->is_dead)
+            c->ack.now = true; /* all of it was known, or had no room */
+        mn_conn_mark(s, c);
+        return;
+    }
+    const uint8_t *data = g->data + (seq - g->seq);
+    uint32_t len = end - seq;
+    if (seq != r->nxt) {
+        keep_early(s, c, seq, data, len);
+        owe_duplicate(s, c);
+        return;
+    }
+    struct iovec v = {(void *)(uintptr_t)data, len};
+    if (g->len > r->largest)
+        r->largest = g->len;
+    c->ack.last_was_full = g->len == r->largest && (g->flags & MN_TCP_PSH) == 0;
+    mn_receive_run(s, c, &v, 1, len);
+}

@@ -1,0 +1,63 @@
+/* Send and receive memory: a power of two of bytes, addressed by sequence number, so that growing keeps every address. */
+#include <stdlib.h>
+
+#include "internal.h"
+
+static void copy_span(uint8_t *to, uint32_t to_cap, const struct mn_ring *from, uint32_t first, uint32_t n)
+{
+    while (n > 0) {
+        uint32_t a = first & (from->cap - 1), b = first & (to_cap - 1), k = n;
+        if (k > from->cap - a)
+            k = from->cap - a;
+        if (k > to_cap - b)
+            k = to_cap - b;
+        memcpy(to + b, from->data + a, k);
+        first += k;
+        n -= k;
+    }
+}
+
+/* Give the ring cap bytes, keeping [first, end), which must fit in both sizes. */
+bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_t first, uint32_t end)
+{
+    uint8_t *data = malloc(cap);
+    if (data == NULL) {
+        s->stats.tcp_no_memory++;
+        return false;
+    }
+    if (r->data != NULL)
+        copy_span(data, cap, r, first, end - first);
+    free(r->data);
+    s->stats.ring_bytes += cap;
+    s->stats.ring_bytes -= r->cap;
+    *r = (struct mn_ring){data, cap};
+    return true;
+}
+
+void mn_ring_free(struct mn_stack *s, struct mn_ring *r)
+{
+    s->stats.ring_bytes -= r->cap;
+    free(r->data);
+    *r = (struct mn_ring){0};
+}
+
+void mn_ring_write(struct mn_ring *r, uint32_t seq, const uint8_t *p, uint32_t n)
+{
+    if (n == 0)
+        return;
+    uint32_t at = seq & (r->cap - 1), k = n < r->cap - at ? n : r->cap - at;
+    memcpy(r->data + at, p, k);
+    memcpy(r->data, p + k, n - k);
+}
+
+int mn_ring_pieces(const struct mn_ring *r, uint32_t seq, uint32_t n, struct iovec out[2])
+{
+    if (n == 0)
+        return 0;
+    uint32_t at = seq & (r->cap - 1), k = n < r->cap - at ? n : r->cap - at;
+    out[0] = (struct iovec){r->data + at, k};
+    if (k == n)
+        return 1;
+    out[1] = (struct iovec){r->data, n - k};
+    return 2;
+}
