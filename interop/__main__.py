@@ -18,7 +18,7 @@ from interop.peers.meshnode import command
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m interop", description=__doc__)
-    parser.add_argument("--relay", choices=["derper", "embedded"], default="derper")
+    parser.add_argument("--relay", choices=["derper", "pinned", "embedded"], default="derper")
     parser.add_argument("--defaults", action="store_true", help="Headscale's own batching delays")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Lab(Path(folder) / "lab") as lab:
@@ -32,7 +32,7 @@ def main() -> None:
         enter = f"ip netns exec {here.namespace}"
         key = here.folder / "key"
         key.write_text(bed.headscale.key())
-        trust = f"env SSL_CERT_FILE={bed.ca} " if bed.ca else ""
+        trust = f"env SSL_CERT_FILE={bed.authority.ca} " if bed.authority else ""
         up = f"up --control-url {bed.headscale.url} --auth-key file:{key} --hostname mesh"
         print(f"logs and sockets   {lab.folder}  {lab.sockets}")
         print(f"a node             {enter} {trust}{meshnode} {up} --state-dir {here.folder}/state")

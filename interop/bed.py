@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from interop.certs import Authority
 from interop.lab import Host, Lab, LabError
 from interop.peers.derper import Derper
 from interop.peers.headscale import Headscale
@@ -21,7 +22,8 @@ from interop.peers.meshnode import Meshnode
 from interop.peers.origin import start_origin
 from interop.peers.tailscaled import Tailscaled
 
-RelayKind = Literal["derper", "embedded"]
+RelayKind = Literal["derper", "pinned", "embedded"]
+"""derper with a certificate of the lab's authority; derper with its own, pinned; Headscale's own relay."""
 MIB = 1 << 20
 FULL = os.environ.get("MESHNODE_INTEROP_FULL") == "1"
 
@@ -61,12 +63,9 @@ class Bed:
     lab: Lab
     headscale: Headscale
     relay_kind: RelayKind
+    authority: Authority | None
     derper: Derper | None = None
     _fetches: int = field(default=0)
-
-    @property
-    def ca(self) -> Path | None:
-        return self.headscale.authority.ca if self.headscale.authority else None
 
     def files(self, host: Host, greeting: str) -> Path:
         """A directory to serve: hello.txt saying who it is."""
@@ -78,7 +77,7 @@ class Bed:
     def stock(self, name: str, *, tun: bool = False, release: str = "tailscale", key: str | None = None) -> Tailscaled:
         """A joined stock node on a host of its own, with an origin server on ports 80 and 81."""
         host = self.lab.host(name)
-        node = Tailscaled(host, name, tun=tun, release=release, ca=self.ca)
+        node = Tailscaled(host, name, tun=tun, release=release)
         if tun:
             host.use_resolver("100.100.100.100")
         node.start().up(self.headscale.url, key or self.headscale.key())
@@ -96,7 +95,6 @@ class Bed:
             key=key or self.headscale.key(ephemeral=ephemeral),
             ephemeral=ephemeral,
             serve=[f"http:80={directory}", f"http:81={directory}"],
-            ca=self.ca,
         )
         return node.start()
 
@@ -130,12 +128,16 @@ class Bed:
 
 def make_bed(lab: Lab, relay: RelayKind = "derper", *, tuned: bool = True) -> Bed:
     """Start relay and control on the hub of `lab`."""
+    authority = None
+    if relay != "pinned":
+        authority = Authority.create(lab.folder / "ca")
+        lab.environment["SSL_CERT_FILE"] = str(authority.ca)
     if relay == "embedded":
-        headscale = Headscale(lab.hub, tuned=tuned, embedded_relay=True)
-        return Bed(lab, headscale.start(), relay)
-    derper = Derper(lab.hub).start()
+        headscale = Headscale(lab.hub, tuned=tuned, embedded_relay=True, authority=authority)
+        return Bed(lab, headscale.start(), relay, authority)
+    derper = Derper(lab.hub, authority).start()
     headscale = Headscale(lab.hub, tuned=tuned, relay_map=derper.relay_map)
-    return Bed(lab, headscale.start(), relay, derper)
+    return Bed(lab, headscale.start(), relay, authority, derper)
 
 
 def random_file(path: Path, size: int) -> str:

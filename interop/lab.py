@@ -75,7 +75,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
-                env={**os.environ, **environment},
+                env={**os.environ, **host.lab.environment, **environment},
                 start_new_session=True,
             )
 
@@ -181,7 +181,7 @@ class Host:
                 text=True,
                 errors="replace",
                 timeout=timeout_s,
-                env={**os.environ, **environment},
+                env={**os.environ, **self.lab.environment, **environment},
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -232,6 +232,8 @@ class Lab:
         folder.mkdir(parents=True, exist_ok=True)
         self.processes: list[Process] = []
         self.hosts: dict[str, Host] = {}
+        self.environment: dict[str, str] = {}
+        """Given to every program started from now on, before its own."""
 
     def __enter__(self) -> Lab:
         try:

@@ -1,11 +1,18 @@
-"""derper: the stock relay with a certificate it signs itself for the hub's IP address."""
+"""derper: the stock relay, over TLS for the hub's IP address.
+
+With an authority its certificate is an ordinary one that every node verifies; without, derper signs
+one itself, and the DERP map carries the pin that it prints.
+"""
 
 from __future__ import annotations
 
+import re
+import shutil
 from dataclasses import dataclass
 from typing import Any
 
 from interop.build import binary
+from interop.certs import Authority
 from interop.lab import Host, Process
 
 REGION = 900
@@ -20,11 +27,16 @@ class Derper:
     """One relay on `host`; `relay_map` is what control hands out about it."""
 
     host: Host
+    authority: Authority | None = None
     process: Process | None = None
 
     def start(self) -> Derper:
         folder = self.host.folder / "derper"
         folder.mkdir(exist_ok=True)
+        if self.authority is not None:
+            certificate, key = self.authority.issue("derper", self.host.v4)
+            shutil.copy(certificate, folder / f"{self.host.v4}.crt")
+            shutil.copy(key, folder / f"{self.host.v4}.key")
         argv = [str(binary("tailscale", "derper")), "-a", f"{self.host.v4}:{PORT}", "-http-port", "-1"]
         argv += ["-stun-port", str(STUN_PORT), "-c", str(folder / "derper.key")]
         argv += ["-certmode", "manual", "-certdir", str(folder), "-hostname", self.host.v4]
@@ -38,6 +50,14 @@ class Derper:
         return done.stdout.strip() == "204"
 
     @property
+    def pin(self) -> str:
+        """`sha256-raw:` and the digest of the certificate it made, as it says at start."""
+        assert self.process is not None
+        found = re.search(r"sha256-raw:[0-9a-f]{64}", self.process.err() + self.process.out())
+        assert found, self.process.log_tail()
+        return found.group()
+
+    @property
     def relay_map(self) -> dict[str, Any]:
         node = {
             "name": f"{REGION}a",
@@ -46,7 +66,8 @@ class Derper:
             "ipv4": self.host.v4,
             "derpport": PORT,
             "stunport": STUN_PORT,
-            "insecurefortests": True,
         }
+        if self.authority is None:
+            node["certname"] = self.pin
         region = {"regionid": REGION, "regioncode": REGION_CODE, "regionname": "lab", "nodes": [node]}
         return {"regions": {REGION: region}}

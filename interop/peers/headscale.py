@@ -1,9 +1,9 @@
 """Headscale: an unmodified control server on the hub of a lab.
 
 Configuration as docs/protocol says for tests: sqlite, policy in the database, only our relays in the
-DERP map. `tuned` shortens its two batching delays; `defaults` leaves them as shipped, which is what a
-join time is measured against. With `embedded_relay` it serves TLS and its own DERP region, because
-stock clients speak to a relay only over TLS.
+DERP map. `tuned` shortens its two batching delays; without it they are as shipped, which is what a
+join time is measured against. With an `authority` it serves TLS. `embedded_relay` adds its own DERP
+region; it needs TLS, because stock clients speak to a relay over nothing else.
 """
 
 from __future__ import annotations
@@ -54,8 +54,6 @@ class Headscale:
 
     def start(self) -> Headscale:
         self.folder.mkdir(exist_ok=True)
-        if self.embedded_relay and self.authority is None:
-            self.authority = Authority.create(self.folder / "ca")
         # JSON is YAML: no writer of our own needed.
         self.config_path.write_text(json.dumps(self._config(), indent=1))
         argv = [str(binary("headscale", "headscale")), "-c", str(self.config_path), "serve"]

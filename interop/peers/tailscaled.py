@@ -22,7 +22,6 @@ class Tailscaled:
     name: str
     tun: bool = False
     release: str = "tailscale"
-    ca: Path | None = None
     process: Process | None = None
 
     @property
@@ -42,10 +41,7 @@ class Tailscaled:
             argv += ["--tun", "tailscale0"]
         else:
             argv += ["--tun", "userspace-networking", "--socks5-server", SOCKS5]
-        environment = {"TS_NO_LOGS_NO_SUPPORT": "true"}
-        if self.ca is not None:
-            environment["SSL_CERT_FILE"] = str(self.ca)
-        self.process = self.host.start(f"tailscaled-{self.name}", argv, **environment)
+        self.process = self.host.start(f"tailscaled-{self.name}", argv, TS_NO_LOGS_NO_SUPPORT="true")
         self.process.wait_until(self._listening, 10.0, "tailscaled opens its socket")
         return self
 

@@ -23,7 +23,7 @@ class Pair:
     tun: Tailscaled
 
 
-@pytest.fixture(scope="module", params=["derper", "embedded"])
+@pytest.fixture(scope="module", params=["pinned", "embedded"])
 def pair(request: pytest.FixtureRequest, peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     kind: RelayKind = request.param
     with Lab(tmp_path_factory.mktemp(f"pair-{kind}")) as lab:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interop.bed import Bed
+from interop.certs import Authority
 from interop.conftest import Town
 from interop.lab import LabError
 from interop.peers.headscale import Headscale
@@ -66,7 +67,8 @@ def test_no_control_server_there(town: Town) -> None:
 
 def test_certificate_of_an_unknown_authority(town: Town) -> None:
     """Control over TLS whose authority we were not given: one sentence, at once; with it, we join."""
-    headscale = Headscale(town.bed.lab.hub, embedded_relay=True, port=8443).start()
+    authority = Authority.create(town.bed.lab.folder / "another-ca")
+    headscale = Headscale(town.bed.lab.hub, embedded_relay=True, port=8443, authority=authority).start()
     key = headscale.key()
     node = Meshnode(town.bed.lab.host("distrust"), "distrust", headscale.url, key=key, socks5=False)
     process = node.launch()
@@ -74,8 +76,7 @@ def test_certificate_of_an_unknown_authority(town: Town) -> None:
     assert code not in (0, 1)
     assert "certificate" in process.err().strip().splitlines()[-1]
     assert "Traceback" not in process.err()
-    assert headscale.authority is not None
-    node.ca = headscale.authority.ca
+    node.ca = authority.ca
     node.start().stop()
     headscale.stop()
 
