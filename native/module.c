@@ -119,10 +119,10 @@ static int ask(struct mn_engine *e, struct mn_command *cmd, struct mn_answer *ou
 static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"private_key", "port", "mtu", "bind4", "bind6", "timestamp_floor", NULL};
-    const char *key, *bind4 = NULL, *bind6 = NULL, *floor = "";
-    Py_ssize_t key_len, bind4_len = 0, bind6_len = 0, floor_len = 0;
+    const char *key = "", *bind4 = NULL, *bind6 = NULL, *floor = "";
+    Py_ssize_t key_len = 0, bind4_len = 0, bind6_len = 0, floor_len = 0;
     int port = 0, mtu = 1280;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$y#|iiz#z#y#:Engine", names, &key, &key_len, &port, &mtu, &bind4,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#:Engine", names, &key, &key_len, &port, &mtu, &bind4,
                                      &bind4_len, &bind6, &bind6_len, &floor, &floor_len))
         return -1;
     if (take_key(c->private_key, key, key_len) != 0 || take_port(&c->sockets.port, port) != 0)
