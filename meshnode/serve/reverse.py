@@ -48,7 +48,7 @@ class Reverse:
 
     async def __aenter__(self) -> ReverseHandler:
         connector = aiohttp.TCPConnector(
-            limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=30.0, ssl=True if self._upstream.verify else False
+            limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=30.0, ssl=bool(self._upstream.verify)
         )
         self._session = aiohttp.ClientSession(
             connector=connector,

@@ -54,11 +54,11 @@ async def _copy(transport: Any, sink: int, fd: int, offset: int, count: int) -> 
 
 async def _writable(fd: int) -> None:
     loop = asyncio.get_running_loop()
-    ready = loop.create_future()
-    loop.add_writer(fd, lambda: ready.done() or ready.set_result(None))
+    ready = asyncio.Event()
+    loop.add_writer(fd, ready.set)
     try:
         async with asyncio.timeout(STALL_S):
-            await ready
+            await ready.wait()
     except TimeoutError:
         raise ConnectionResetError("the reader takes nothing any more") from None
     finally:
