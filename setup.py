@@ -58,7 +58,7 @@ def compile_flags() -> list[str]:
              "-Werror=implicit-function-declaration", "-Inative"]  # fmt: skip
     if sanitizers():
         return [*flags, "-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitizers()}", "-fno-sanitize-recover=undefined"]
-    return [*flags, "-O3", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
+    return [*flags, "-O3", "-g0", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 
 
 def link_flags() -> list[str]:

@@ -32,14 +32,14 @@ __all__ = ["PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
 BATCH = 256
 CLOSE_TIMEOUT_S = 2.0
 PING_BYTES = 56
-_live: weakref.WeakSet[_native.Engine] = weakref.WeakSet()
+_live: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
 @atexit.register
 def _close_all() -> None:
     """Threads of engines nobody closed end before the interpreter does."""
-    for native in list(_live):
-        native.close(CLOSE_TIMEOUT_S)
+    for engine in list(_live):
+        engine.stop()
 
 
 _FAILURES: dict[int, tuple[type[DialError], str]] = {
@@ -132,9 +132,9 @@ class Engine:
             bind6=bind6.packed if bind6 else None,
             timestamp_floor=timestamp_floor,
         )
-        _live.add(native)
         loop = asyncio.get_running_loop()
         engine = cls(native, loop)
+        _live.add(engine)
         loop.add_reader(native.event_fd, engine._on_readable)
         return engine
 
@@ -274,6 +274,11 @@ class Engine:
     def last_timestamp(self) -> bytes:
         """The newest handshake timestamp sent: keep it for the next run's `timestamp_floor`."""
         return self._native.last_timestamp()
+
+    def stop(self) -> None:
+        """Stop the thread without the loop's help: for the end of the process. Idempotent."""
+        self._closed = True
+        self._native.close(CLOSE_TIMEOUT_S)
 
     async def aclose(self) -> None:
         """End every connection, stop the thread, forget the keys. Idempotent."""

@@ -55,7 +55,7 @@ static int make_cores(struct mn_engine *e, const struct mn_engine_config *config
     struct mn_stack_config stack_config = {.mtu = e->mtu, .max_conns = MN_FLOWS_MAX};
     mn_tunnel_set_wg_ops(&wg_ops);
     mn_tunnel_set_stack_ops(&stack_ops);
-    mn_flows_set_ops(&stack_ops);
+    mn_bridges_set_ops(&stack_ops);
     mn_requests_set_stack_ops(&stack_ops);
     e->wg = mn_wg_create(&wg_ops, &wg_config, config->private_key, e->now_ns);
     e->stack = mn_stack_create(&stack_ops, &stack_config, e->now_ns);
@@ -108,7 +108,7 @@ static int make(struct mn_engine *e, const struct mn_engine_config *config)
     e->socks.ctx = e;
     e->socks.on_error = mn_tell_send_error;
     e->socks.now_ns = e->now_ns;
-    if ((err = mn_flows_init(&e->flows)) != 0 || (err = mn_tunnel_init(e)) != 0 || (err = mn_requests_init(e)) != 0 ||
+    if ((err = mn_bridges_init(&e->flows)) != 0 || (err = mn_tunnel_init(e)) != 0 || (err = mn_requests_init(e)) != 0 ||
         (err = make_cores(e, config)) != 0)
         return err;
     return make_watches(e);
@@ -149,11 +149,11 @@ void mn_engine_destroy(struct mn_engine *e)
 {
     mn_fork_forget(e);
     if (e->stack != NULL && e->flows.table != NULL)
-        mn_flows_stop(e);
+        mn_bridges_stop(e);
     drop_cores(e);
     mn_requests_destroy(e);
     mn_tunnel_destroy(e);
-    mn_flows_destroy(&e->flows);
+    mn_bridges_destroy(&e->flows);
     mn_sock_close(&e->socks);
     if (e->epoll_fd >= 0)
         close(e->epoll_fd);
@@ -246,7 +246,7 @@ static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready,
         else if (tag == MN_TAG_COMMANDS)
             (void)eventfd_read(e->commands.fd, &ignored);
         else
-            mn_flow_ready(e, tag, ready[i].events);
+            mn_bridge_ready(e, tag, ready[i].events);
     }
     return sockets;
 }
@@ -273,7 +273,7 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
         if ((sockets & (1u << family)) != 0)
             did |= read_udp(e, family);
     did |= e->flows.queue_count > 0;
-    (void)mn_flows_serve(e);
+    (void)mn_bridges_serve(e);
     did |= run_deadlines(e);
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
@@ -287,7 +287,7 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
 static void wind_up(struct mn_engine *e)
 {
     e->now_ns = e->socks.now_ns = mn_clock_ns();
-    mn_flows_stop(e);
+    mn_bridges_stop(e);
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
     drop_cores(e);

@@ -7,8 +7,8 @@
 
 #include "../tcp/stack.h"
 #include "../wg/wg.h"
+#include "bridges.h"
 #include "engine.h"
-#include "flows.h"
 #include "requests.h"
 #include "tunnel.h"
 
@@ -22,9 +22,10 @@
 
 #define MN_ENGINE_COUNTERS(X)                                                                                          \
     X(turns)                                                                                                           \
-    X(sleeps) X(commands) X(command_errors) X(rx_unknown) X(rx_disco) X(rx_stun) X(rx_no_peer) X(tx_no_path)           \
-        X(tx_relay) X(tx_deferred_lost) X(accept_refused) X(flows_opened) X(flows_refused) X(app_bytes_in)             \
-            X(app_bytes_out) X(app_reads) X(app_writes)
+    X(sleeps)                                                                                                          \
+    X(commands) X(command_errors) X(rx_unknown) X(rx_disco) X(rx_stun) X(rx_no_peer) X(tx_no_path) X(tx_relay)         \
+        X(tx_deferred_lost) X(accept_refused) X(flows_opened) X(flows_refused) X(app_bytes_in) X(app_bytes_out)        \
+            X(app_reads) X(app_writes)
 
 struct mn_engine_stats {
 #define X(name) uint64_t name;
@@ -49,7 +50,7 @@ struct mn_engine {
     struct mn_events events;
     struct mn_commands commands;
     struct mn_tunnel tunnel;
-    struct mn_flows flows;
+    struct mn_bridges flows;
     struct mn_requests requests;
     struct mn_calls calls;
     struct mn_engine_stats stats;

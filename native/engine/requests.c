@@ -8,7 +8,7 @@
 #include "internal.h"
 #include "stats.h"
 
-enum { BATCH = 64, PER_TURN = 512, PSK_LEN = 32 };
+enum { BATCH = 64, PER_TURN = 512, PSK_LEN = 32, HALF_OPEN = 1024 };
 
 int mn_requests_init(struct mn_engine *e)
 {
@@ -74,7 +74,9 @@ static void run_listen(struct mn_engine *e, const struct mn_command *cmd)
 {
     struct mn_requests *r = &e->requests;
     struct mn_handle *h = free_handle(r->listeners, &r->n_listeners, MN_LISTENERS_MAX);
-    int err = h == NULL ? -EMFILE : mn_tcp_listen(e->stack, ip_or_any(cmd), cmd->ep.port, cmd->number, &h->id);
+    /* Python's backlog bounds connections nobody took; half-open ones are cheap and get the stack's own bound. */
+    unsigned half_open = cmd->number > HALF_OPEN ? cmd->number : HALF_OPEN;
+    int err = h == NULL ? -EMFILE : mn_tcp_listen(e->stack, ip_or_any(cmd), cmd->ep.port, half_open, &h->id);
     if (err == 0)
         h->req = cmd->req;
     tell_listening(e, cmd->req, -err);
@@ -233,10 +235,10 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         mn_sock_put(&e->socks, &cmd->ep, cmd->blob, cmd->len);
         return 0;
     case MN_CMD_CONNECT:
-        mn_flow_connect(e, cmd->req, &cmd->ep);
+        mn_bridge_connect(e, cmd->req, &cmd->ep);
         return 0;
     case MN_CMD_ABORT:
-        mn_flow_abort_connect(e, cmd->req);
+        mn_bridge_abort_connect(e, cmd->req);
         return 0;
     case MN_CMD_LISTEN:
         run_listen(e, cmd);

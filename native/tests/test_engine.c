@@ -114,6 +114,14 @@ static void carry(int side, const struct mn_event *ev, const uint8_t *data)
     push(1 - side, cmd);
 }
 
+static struct mn_event *find(int side, uint8_t kind)
+{
+    for (size_t i = 0; i < n_seen; i++)
+        if (seen_by[i] == side && seen[i].kind == kind)
+            return &seen[i];
+    return NULL;
+}
+
 static void take_events(int side)
 {
     size_t n = 1;
@@ -124,20 +132,14 @@ static void take_events(int side)
             memcpy(&ev, taken + at, sizeof ev);
             if (ev.kind == MN_EV_RELAY_SEND && carries_relay)
                 carry(side, &ev, taken + at + sizeof ev);
+            at += mn_event_size(&ev);
+            if (ev.kind == MN_EV_RELAY_SEND && find(side, MN_EV_RELAY_SEND) != NULL)
+                continue; /* one is enough to remember */
             CHECK(n_seen < EVENTS_MAX);
             seen_by[n_seen] = side;
             seen[n_seen++] = ev;
-            at += mn_event_size(&ev);
         }
     }
-}
-
-static struct mn_event *find(int side, uint8_t kind)
-{
-    for (size_t i = 0; i < n_seen; i++)
-        if (seen_by[i] == side && seen[i].kind == kind)
-            return &seen[i];
-    return NULL;
 }
 
 static void turn(void)

@@ -4,8 +4,8 @@
  * States: connecting (no socketpair yet) → open → gone. A flow is found by its id (slot and a counter:
  * never reused) or by the stack's connection handle. Flows with something to read stand in a queue and
  * are served in turn, MN_FLOW_BUDGET bytes each. */
-#ifndef MN_ENGINE_FLOWS_H
-#define MN_ENGINE_FLOWS_H
+#ifndef MN_ENGINE_BRIDGES_H
+#define MN_ENGINE_BRIDGES_H
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -18,7 +18,7 @@ struct mn_engine;
 
 enum { MN_FLOW_BUDGET = 256 << 10, MN_FLOW_SLOT_BITS = 14, MN_FLOW_NONE = 0xffff };
 
-struct mn_flow {
+struct mn_bridge {
     uint64_t id;  /* 0: free */
     uint64_t req; /* of the connect */
     uint32_t conn;
@@ -34,8 +34,8 @@ struct mn_flow {
     bool is_deaf;     /* it shut down reading: bytes are taken and dropped */
 };
 
-struct mn_flows {
-    struct mn_flow *table;
+struct mn_bridges {
+    struct mn_bridge *table;
     uint16_t *by_conn; /* open addressing: slot + 1 */
     uint64_t counter;
     uint32_t count, high, queue_count;
@@ -43,19 +43,19 @@ struct mn_flows {
 };
 
 /* 0 or -ENOMEM. */
-int mn_flows_init(struct mn_flows *f);
-void mn_flows_destroy(struct mn_flows *f);
+int mn_bridges_init(struct mn_bridges *f);
+void mn_bridges_destroy(struct mn_bridges *f);
 
 /* The upcalls of the stack that concern TCP. */
-void mn_flows_set_ops(struct mn_stack_ops *ops);
+void mn_bridges_set_ops(struct mn_stack_ops *ops);
 
-void mn_flow_connect(struct mn_engine *e, uint64_t req, const struct mn_ep *to);
-void mn_flow_abort_connect(struct mn_engine *e, uint64_t req);
+void mn_bridge_connect(struct mn_engine *e, uint64_t req, const struct mn_ep *to);
+void mn_bridge_abort_connect(struct mn_engine *e, uint64_t req);
 /* epoll said so. */
-void mn_flow_ready(struct mn_engine *e, uint64_t id, uint32_t epoll_events);
+void mn_bridge_ready(struct mn_engine *e, uint64_t id, uint32_t epoll_events);
 /* Read from the queued flows; true if some have more. */
-bool mn_flows_serve(struct mn_engine *e);
+bool mn_bridges_serve(struct mn_engine *e);
 /* The engine stops: reset every connection. */
-void mn_flows_stop(struct mn_engine *e);
+void mn_bridges_stop(struct mn_engine *e);
 
 #endif

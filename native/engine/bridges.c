@@ -1,4 +1,4 @@
-/* Flows: the stack's TCP upcalls on one side, the socketpair on the other. See flows.h. */
+/* Flows: the stack's TCP upcalls on one side, the socketpair on the other. See bridges.h. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@
 enum { SLOTS = MN_FLOWS_MAX, BUCKETS = 2 * SLOTS, SLOT_MASK = SLOTS - 1 };
 _Static_assert(1 << MN_FLOW_SLOT_BITS == SLOTS, "a flow's id holds its slot");
 
-int mn_flows_init(struct mn_flows *f)
+int mn_bridges_init(struct mn_bridges *f)
 {
     memset(f, 0, sizeof *f);
     f->table = calloc(SLOTS, sizeof *f->table);
@@ -19,7 +19,7 @@ int mn_flows_init(struct mn_flows *f)
     return f->table != NULL && f->by_conn != NULL ? 0 : -ENOMEM;
 }
 
-void mn_flows_destroy(struct mn_flows *f)
+void mn_bridges_destroy(struct mn_bridges *f)
 {
     free(f->table);
     free(f->by_conn);
@@ -32,7 +32,7 @@ static uint32_t bucket_of(uint32_t conn)
     return (conn * 2654435761u) >> (32 - MN_FLOW_SLOT_BITS - 1);
 }
 
-static void index_put(struct mn_flows *f, uint32_t conn, uint16_t slot)
+static void index_put(struct mn_bridges *f, uint32_t conn, uint16_t slot)
 {
     uint32_t b = bucket_of(conn);
     while (f->by_conn[b] != 0)
@@ -40,7 +40,7 @@ static void index_put(struct mn_flows *f, uint32_t conn, uint16_t slot)
     f->by_conn[b] = (uint16_t)(slot + 1);
 }
 
-static uint32_t index_find(const struct mn_flows *f, uint32_t conn)
+static uint32_t index_find(const struct mn_bridges *f, uint32_t conn)
 {
     uint32_t b = bucket_of(conn);
     while (f->by_conn[b] != 0 && f->table[f->by_conn[b] - 1].conn != conn)
@@ -49,7 +49,7 @@ static uint32_t index_find(const struct mn_flows *f, uint32_t conn)
 }
 
 /* Linear probing without tombstones: what follows the hole moves up if its own bucket allows. */
-static void index_remove(struct mn_flows *f, uint32_t conn)
+static void index_remove(struct mn_bridges *f, uint32_t conn)
 {
     uint32_t hole = index_find(f, conn);
     if (f->by_conn[hole] == 0)
@@ -64,26 +64,26 @@ static void index_remove(struct mn_flows *f, uint32_t conn)
     f->by_conn[hole] = 0;
 }
 
-static struct mn_flow *find_by_conn(struct mn_flows *f, uint32_t conn)
+static struct mn_bridge *find_by_conn(struct mn_bridges *f, uint32_t conn)
 {
     uint16_t entry = f->by_conn[index_find(f, conn)];
     return entry != 0 ? &f->table[entry - 1] : NULL;
 }
 
-static struct mn_flow *find_by_id(struct mn_flows *f, uint64_t id)
+static struct mn_bridge *find_by_id(struct mn_bridges *f, uint64_t id)
 {
-    struct mn_flow *flow = &f->table[id & SLOT_MASK];
+    struct mn_bridge *flow = &f->table[id & SLOT_MASK];
     return flow->id == id ? flow : NULL;
 }
 
 /* ---- slots and queues ---- */
 
-static uint16_t slot_of(const struct mn_flows *f, const struct mn_flow *flow)
+static uint16_t slot_of(const struct mn_bridges *f, const struct mn_bridge *flow)
 {
     return (uint16_t)(flow - f->table);
 }
 
-static struct mn_flow *take_slot(struct mn_flows *f, uint32_t conn)
+static struct mn_bridge *take_slot(struct mn_bridges *f, uint32_t conn)
 {
     uint16_t slot;
     if (f->free_head != MN_FLOW_NONE) {
@@ -94,7 +94,7 @@ static struct mn_flow *take_slot(struct mn_flows *f, uint32_t conn)
     } else {
         return NULL;
     }
-    struct mn_flow *flow = &f->table[slot];
+    struct mn_bridge *flow = &f->table[slot];
     memset(flow, 0, sizeof *flow);
     flow->id = (++f->counter << MN_FLOW_SLOT_BITS) | slot;
     flow->conn = conn;
@@ -105,7 +105,7 @@ static struct mn_flow *take_slot(struct mn_flows *f, uint32_t conn)
     return flow;
 }
 
-static void wait_list_add(struct mn_flows *f, struct mn_flow *flow)
+static void wait_list_add(struct mn_bridges *f, struct mn_bridge *flow)
 {
     flow->is_connecting = true;
     flow->next_wait = f->wait_head;
@@ -114,7 +114,7 @@ static void wait_list_add(struct mn_flows *f, struct mn_flow *flow)
     f->wait_head = slot_of(f, flow);
 }
 
-static void wait_list_remove(struct mn_flows *f, struct mn_flow *flow)
+static void wait_list_remove(struct mn_bridges *f, struct mn_bridge *flow)
 {
     if (!flow->is_connecting)
         return;
@@ -128,7 +128,7 @@ static void wait_list_remove(struct mn_flows *f, struct mn_flow *flow)
     flow->next_wait = flow->prev_wait = MN_FLOW_NONE;
 }
 
-static void queue_flow(struct mn_flows *f, struct mn_flow *flow)
+static void queue_flow(struct mn_bridges *f, struct mn_bridge *flow)
 {
     if (flow->is_queued || !flow->is_readable || flow->has_ended)
         return;
@@ -142,11 +142,11 @@ static void queue_flow(struct mn_flows *f, struct mn_flow *flow)
     f->queue_count++;
 }
 
-static struct mn_flow *dequeue_flow(struct mn_flows *f)
+static struct mn_bridge *dequeue_flow(struct mn_bridges *f)
 {
     if (f->queue_head == MN_FLOW_NONE)
         return NULL;
-    struct mn_flow *flow = &f->table[f->queue_head];
+    struct mn_bridge *flow = &f->table[f->queue_head];
     f->queue_head = flow->next;
     if (f->queue_head == MN_FLOW_NONE)
         f->queue_tail = MN_FLOW_NONE;
@@ -155,7 +155,7 @@ static struct mn_flow *dequeue_flow(struct mn_flows *f)
     return flow;
 }
 
-static void unqueue_flow(struct mn_flows *f, struct mn_flow *flow)
+static void unqueue_flow(struct mn_bridges *f, struct mn_bridge *flow)
 {
     if (!flow->is_queued)
         return;
@@ -172,7 +172,7 @@ static void unqueue_flow(struct mn_flows *f, struct mn_flow *flow)
     f->queue_count--;
 }
 
-static void release_flow(struct mn_flows *f, struct mn_flow *flow)
+static void release_flow(struct mn_bridges *f, struct mn_bridge *flow)
 {
     wait_list_remove(f, flow);
     unqueue_flow(f, flow);
@@ -193,7 +193,7 @@ static void tell_failed(struct mn_engine *e, uint64_t req, int err)
 }
 
 /* Told first, closed second: a reader that meets the end can already learn why. */
-static void end_flow(struct mn_engine *e, struct mn_flow *flow, int err)
+static void end_flow(struct mn_engine *e, struct mn_bridge *flow, int err)
 {
     struct mn_event ev = {.kind = MN_EV_FLOW_ENDED, .value = flow->id, .err = err};
     if (flow->stream.fd >= 0)
@@ -203,14 +203,14 @@ static void end_flow(struct mn_engine *e, struct mn_flow *flow, int err)
     release_flow(&e->flows, flow);
 }
 
-static void abort_flow(struct mn_engine *e, struct mn_flow *flow, int err)
+static void abort_flow(struct mn_engine *e, struct mn_bridge *flow, int err)
 {
     mn_tcp_abort(e->stack, flow->conn, e->now_ns);
     end_flow(e, flow, err);
 }
 
 /* Open the socketpair of an established connection and announce the application's end. */
-static bool announce(struct mn_engine *e, struct mn_flow *flow, uint8_t kind, uint64_t req)
+static bool announce(struct mn_engine *e, struct mn_bridge *flow, uint8_t kind, uint64_t req)
 {
     int app_fd = -1;
     uint32_t peer = MN_PEER_NONE;
@@ -238,7 +238,7 @@ static void on_accepted(void *ctx, uint32_t conn, uint32_t listener)
 {
     struct mn_engine *e = ctx;
     uint64_t req = mn_requests_listener(e, listener);
-    struct mn_flow *flow = req != 0 && mn_events_has_room(&e->events) ? take_slot(&e->flows, conn) : NULL;
+    struct mn_bridge *flow = req != 0 && mn_events_has_room(&e->events) ? take_slot(&e->flows, conn) : NULL;
     if (flow != NULL && announce(e, flow, MN_EV_ACCEPTED, req))
         return;
     if (flow != NULL)
@@ -250,7 +250,7 @@ static void on_accepted(void *ctx, uint32_t conn, uint32_t listener)
 static void on_connected(void *ctx, uint32_t conn)
 {
     struct mn_engine *e = ctx;
-    struct mn_flow *flow = find_by_conn(&e->flows, conn);
+    struct mn_bridge *flow = find_by_conn(&e->flows, conn);
     if (flow == NULL) {
         mn_tcp_abort(e->stack, conn, e->now_ns);
         return;
@@ -268,13 +268,13 @@ static void on_connected(void *ctx, uint32_t conn)
 static void on_failed(void *ctx, uint32_t conn, int err)
 {
     struct mn_engine *e = ctx;
-    struct mn_flow *flow = find_by_conn(&e->flows, conn);
+    struct mn_bridge *flow = find_by_conn(&e->flows, conn);
     if (flow != NULL)
         end_flow(e, flow, err);
 }
 
 /* The application takes no more: closed, or only deaf. */
-static size_t on_deliver_refused(struct mn_engine *e, struct mn_flow *flow, size_t total)
+static size_t on_deliver_refused(struct mn_engine *e, struct mn_bridge *flow, size_t total)
 {
     if (mn_stream_is_hung_up(&flow->stream)) {
         abort_flow(e, flow, 0);
@@ -287,7 +287,7 @@ static size_t on_deliver_refused(struct mn_engine *e, struct mn_flow *flow, size
 static size_t on_deliver(void *ctx, uint32_t conn, const struct iovec *iov, int n)
 {
     struct mn_engine *e = ctx;
-    struct mn_flow *flow = find_by_conn(&e->flows, conn);
+    struct mn_bridge *flow = find_by_conn(&e->flows, conn);
     size_t total = 0, taken = 0;
     for (int i = 0; i < n; i++)
         total += iov[i].iov_len;
@@ -312,7 +312,7 @@ static size_t on_deliver(void *ctx, uint32_t conn, const struct iovec *iov, int 
 static void on_peer_fin(void *ctx, uint32_t conn)
 {
     struct mn_engine *e = ctx;
-    struct mn_flow *flow = find_by_conn(&e->flows, conn);
+    struct mn_bridge *flow = find_by_conn(&e->flows, conn);
     if (flow != NULL)
         mn_stream_end(&flow->stream);
 }
@@ -320,7 +320,7 @@ static void on_peer_fin(void *ctx, uint32_t conn)
 static void on_writable(void *ctx, uint32_t conn)
 {
     struct mn_engine *e = ctx;
-    struct mn_flow *flow = find_by_conn(&e->flows, conn);
+    struct mn_bridge *flow = find_by_conn(&e->flows, conn);
     if (flow != NULL)
         queue_flow(&e->flows, flow);
 }
@@ -328,12 +328,12 @@ static void on_writable(void *ctx, uint32_t conn)
 static void on_closed(void *ctx, uint32_t conn, int err)
 {
     struct mn_engine *e = ctx;
-    struct mn_flow *flow = find_by_conn(&e->flows, conn);
+    struct mn_bridge *flow = find_by_conn(&e->flows, conn);
     if (flow != NULL)
         end_flow(e, flow, err);
 }
 
-void mn_flows_set_ops(struct mn_stack_ops *ops)
+void mn_bridges_set_ops(struct mn_stack_ops *ops)
 {
     ops->tcp_accepted = on_accepted;
     ops->tcp_connected = on_connected;
@@ -346,7 +346,7 @@ void mn_flows_set_ops(struct mn_stack_ops *ops)
 
 /* ---- requests ---- */
 
-void mn_flow_connect(struct mn_engine *e, uint64_t req, const struct mn_ep *to)
+void mn_bridge_connect(struct mn_engine *e, uint64_t req, const struct mn_ep *to)
 {
     uint32_t conn = 0;
     if (e->flows.count >= MN_FLOWS_MAX || !mn_events_has_room(&e->events)) {
@@ -359,14 +359,14 @@ void mn_flow_connect(struct mn_engine *e, uint64_t req, const struct mn_ep *to)
         tell_failed(e, req, -err);
         return;
     }
-    struct mn_flow *flow = take_slot(&e->flows, conn);
+    struct mn_bridge *flow = take_slot(&e->flows, conn);
     flow->req = req;
     wait_list_add(&e->flows, flow);
 }
 
-void mn_flow_abort_connect(struct mn_engine *e, uint64_t req)
+void mn_bridge_abort_connect(struct mn_engine *e, uint64_t req)
 {
-    struct mn_flows *f = &e->flows;
+    struct mn_bridges *f = &e->flows;
     for (uint16_t slot = f->wait_head; slot != MN_FLOW_NONE; slot = f->table[slot].next_wait) {
         if (f->table[slot].req == req) {
             mn_tcp_abort(e->stack, f->table[slot].conn, e->now_ns);
@@ -379,7 +379,7 @@ void mn_flow_abort_connect(struct mn_engine *e, uint64_t req)
 /* ---- the application's side ---- */
 
 /* The application has closed; what it wrote has been read. Bytes it left unread make it a reset. */
-static void app_is_gone(struct mn_engine *e, struct mn_flow *flow, bool is_reset)
+static void app_is_gone(struct mn_engine *e, struct mn_bridge *flow, bool is_reset)
 {
     if (is_reset)
         mn_tcp_abort(e->stack, flow->conn, e->now_ns);
@@ -388,7 +388,7 @@ static void app_is_gone(struct mn_engine *e, struct mn_flow *flow, bool is_reset
     end_flow(e, flow, 0);
 }
 
-static void app_ended(struct mn_engine *e, struct mn_flow *flow)
+static void app_ended(struct mn_engine *e, struct mn_bridge *flow)
 {
     if (flow->is_hung_up) {
         app_is_gone(e, flow, false);
@@ -400,7 +400,7 @@ static void app_ended(struct mn_engine *e, struct mn_flow *flow)
 }
 
 /* One read into the send ring; false when nothing more can be read now. */
-static bool take_once(struct mn_engine *e, struct mn_flow *flow, size_t *budget)
+static bool take_once(struct mn_engine *e, struct mn_bridge *flow, size_t *budget)
 {
     size_t room = 0;
     uint8_t *to = mn_tcp_send_reserve(e->stack, flow->conn, &room);
@@ -429,9 +429,9 @@ static bool take_once(struct mn_engine *e, struct mn_flow *flow, size_t *budget)
     return false;
 }
 
-void mn_flow_ready(struct mn_engine *e, uint64_t id, uint32_t events)
+void mn_bridge_ready(struct mn_engine *e, uint64_t id, uint32_t events)
 {
-    struct mn_flow *flow = find_by_id(&e->flows, id);
+    struct mn_bridge *flow = find_by_id(&e->flows, id);
     if (flow == NULL)
         return;
     if ((events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0)
@@ -454,11 +454,11 @@ void mn_flow_ready(struct mn_engine *e, uint64_t id, uint32_t events)
         queue_flow(&e->flows, flow);
 }
 
-bool mn_flows_serve(struct mn_engine *e)
+bool mn_bridges_serve(struct mn_engine *e)
 {
-    struct mn_flows *f = &e->flows;
+    struct mn_bridges *f = &e->flows;
     for (uint32_t n = f->queue_count; n > 0; n--) {
-        struct mn_flow *flow = dequeue_flow(f);
+        struct mn_bridge *flow = dequeue_flow(f);
         if (flow == NULL)
             break;
         uint64_t id = flow->id;
@@ -471,7 +471,7 @@ bool mn_flows_serve(struct mn_engine *e)
     return f->queue_head != MN_FLOW_NONE;
 }
 
-void mn_flows_stop(struct mn_engine *e)
+void mn_bridges_stop(struct mn_engine *e)
 {
     for (uint32_t i = 0; i < e->flows.high; i++)
         if (e->flows.table[i].id != 0)
