@@ -188,11 +188,15 @@ def _dns(parser: argparse.ArgumentParser) -> None:
 
 def _capability(parser: argparse.ArgumentParser) -> None:
     _node(parser, without=("port", "serve"))
-    parser.add_argument("--port", metavar="N", help="tailnet port to serve on (default 3001)")
-    parser.add_argument("--listen-port", metavar="N", help="UDP port of the tunnel; 0 lets the system choose")
+    parser.add_argument(
+        "--port", dest="http_port", type=int, default=3001, metavar="N", help="tailnet port to serve on (default 3001)"
+    )
     parser.add_argument("--spec", required=True, metavar="FILE", help="TOML file with the capabilities")
     parser.add_argument(
-        "--token", default="env:CAPABILITY_TOKEN", metavar="T", help="bearer token: env:NAME, file:PATH or itself"
+        "--token",
+        default="env:CAPABILITY_TOKEN",
+        metavar="T",
+        help="bearer token: env:NAME, file:PATH or the token itself (default env:CAPABILITY_TOKEN)",
     )
 
 

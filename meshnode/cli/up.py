@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from meshnode.base.errors import ConfigError
 from meshnode.cli.doors import Door, doors_of
-from meshnode.config.load import load
+from meshnode.config.load import load, read_secret
 from meshnode.config.model import MEMORY, Config, Secret, settings
 from meshnode.run.log import configure, get_logger
 
@@ -33,6 +33,20 @@ def run_up(parsed: argparse.Namespace) -> int:
     """The command."""
     config = load_config(parsed)
     return run_node(config, doors_of(config))
+
+
+def run_capability(parsed: argparse.Namespace) -> int:
+    """`meshnode capability`: a node that serves fixed commands over HTTP."""
+    config = load_config(parsed)
+    token = read_secret("token", parsed.token, os.environ, _read_text)
+    if not parsed.token.startswith(("env:", "file:")):
+        hide_from_process_list(token)
+    if not 0 < parsed.http_port < 65536:
+        raise ConfigError(f"port: {parsed.http_port} is no port; use 1 to 65535  (--port)")
+    from meshnode.serve.capability import capability_door
+
+    door = capability_door(spec=Path(parsed.spec), token=token, port=parsed.http_port)
+    return run_node(config, [door, *doors_of(config)])
 
 
 def run_node(config: Config, doors: Sequence[Door]) -> int:

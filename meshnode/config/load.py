@@ -229,6 +229,14 @@ def _indirect(
     return value
 
 
+def read_secret(name: str, value: str, environment: Mapping[str, str], read_text: ReadText) -> Secret:
+    """A secret given as a flag: `env:NAME`, `file:PATH` or the text itself. ConfigError if it is empty."""
+    text = _indirect(name, value, "--" + name, environment, read_text, True)
+    if not text:
+        raise ConfigError(f"{name}: is empty  (--{name})")
+    return Secret(text)
+
+
 def _as_type(default: Any, value: Any) -> Any:
     if isinstance(default, Secret):
         if not isinstance(value, str):

@@ -2,7 +2,8 @@
 
 Builds engine, paths, relays and control, introduces them to each other by callables, and takes them
 down again. Nothing here decides about protocol; `follow` and `home` hold the few decisions of this
-layer. Order of start: state, engine, paths, relays, control; of the end: the reverse.
+layer. Order of start: state, engine, control, then relays and paths, which are loaded while control's
+answer is on its way (start-up time is a promise); of the end: the reverse.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from meshnode import __version__
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.errors import EngineError, ListenError, MeshError, NameNotFound, StateError
-from meshnode.base.keys import DiscoPrivate, MachinePublic, NodePublic
+from meshnode.base.keys import DiscoPrivate, DiscoPublic, MachinePublic, NodePublic
 from meshnode.control.client import ControlClient, ControlConfig, ControlState, Keys, LoginResult
 from meshnode.control.hostinfo import gather
 from meshnode.engine.engine import Engine
@@ -29,18 +30,15 @@ from meshnode.node.follow import EngineFace, Follower
 from meshnode.node.home import HomeKeeper
 from meshnode.node.keeper import Keeper
 from meshnode.node.status import Pong
-from meshnode.relay.pool import RelayPool, RelayState
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 from meshnode.run.snapshot import Snapshot
 from meshnode.state.store import State
 from meshnode.tunnel.dialer import Dialer
-from meshnode.underlay.disco import Discovery
-from meshnode.underlay.endpoints import local_endpoints
-from meshnode.wire.disco import is_disco
 
 if TYPE_CHECKING:
     from meshnode.node.node import Node
+    from meshnode.relay.pool import RelayState
 
 RELAY_GRACE_S: Final = 0.2
 """How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
@@ -72,6 +70,9 @@ class House:
         self._keeper: Keeper | None = None
         self._control_task: asyncio.Task[Any] | None = None
         self.engine: Engine
+        self._follower: Follower | None = None
+        self._early: list[tuple[Netmap, Changes]] = []
+        """Netmaps that came while relays and paths were being loaded."""
         self._rooms = contextlib.AsyncExitStack()
 
     # --- start ---
@@ -81,11 +82,14 @@ class House:
         keeper = self._keeper = Keeper(self._node.state_dir, self._node.control_url, self.clock)
         self._rooms.callback(keeper.close)
         await self._start_engine(keeper.state)
-        self._start_paths(keeper.state)
-        self._start_control(keeper.state)
-        self._introduce()
-        self._refresh_endpoints()
+        disco = DiscoPrivate.generate(self.clock.entropy)
+        self._start_control(keeper.state, disco.public())
         self._control_task = self._scope.spawn(self._run_control(), "control")
+        await asyncio.sleep(0)
+        self._start_relays(keeper)
+        await asyncio.sleep(0)
+        self._start_paths(keeper, disco)
+        self._introduce()
         self._scope.spawn(self._watch_endpoints(), "endpoints")
         self._scope.spawn(keeper.keep_saving(), "state")
         self._scope.spawn(self._watch_bugs(), "bugs")
@@ -104,24 +108,30 @@ class House:
         self._rooms.push_async_callback(self.engine.aclose)
         self.dialer = Dialer(self.engine.connect, node.resolve)
 
-    def _start_paths(self, state: State) -> None:
+    def _start_relays(self, keeper: Keeper) -> None:
+        from meshnode.relay.pool import RelayPool
+
         node = self._node
-        disco = DiscoPrivate.generate(self.clock.entropy)
-        public = state.node.public()
-        self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=node.use_loopback)
-        self._rooms.callback(self.discovery.close)
         self.pool = RelayPool(
-            state.node,
+            keeper.state.node,
             clock=self.clock,
             ca_file=node.ca_file,
             allow_insecure=node.insecure_relays,
             plain=node.plain_relays,
         )
         self._rooms.push_async_callback(self.pool.aclose)
-        self.home = HomeKeeper(choose=self.pool.set_home, report=self._report_home, preferred=state.home_region)
+        preferred = keeper.state.home_region
+        self.home = HomeKeeper(choose=self.pool.set_home, report=self._report_home, preferred=preferred)
         self._rooms.callback(self.home.close)
 
-    def _start_control(self, state: State) -> None:
+    def _start_paths(self, keeper: Keeper, disco: DiscoPrivate) -> None:
+        from meshnode.underlay.disco import Discovery
+
+        public = keeper.state.node.public()
+        self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=self._node.use_loopback)
+        self._rooms.callback(self.discovery.close)
+
+    def _start_control(self, state: State, disco: DiscoPublic) -> None:
         node = self._node
         config = ControlConfig(
             url=node.control_url,
@@ -133,7 +143,7 @@ class House:
         )
         self.control = ControlClient(
             config,
-            Keys(state.machine, state.node, self.discovery.public, state.old_node),
+            Keys(state.machine, state.node, disco, state.old_node),
             gather(node.hostname or machine_name(), version=__version__, log_id=state.log_id),
             clock=self.clock,
             on_netmap=self._on_netmap,
@@ -166,6 +176,10 @@ class House:
             on_peer_gone=discovery.on_netmap_removed,
             on_relays=self._on_relays,
         )
+        self._refresh_endpoints()
+        early, self._early = self._early, []
+        for netmap, changes in early:
+            self._on_netmap(netmap, changes)
 
     # --- end ---
 
@@ -228,6 +242,9 @@ class House:
             self._on_failure(failure)
 
     def _on_netmap(self, netmap: Netmap, changes: Changes) -> None:
+        if self._follower is None:
+            self._early.append((netmap, changes))
+            return
         is_first = self.netmap.value is None
         self._follower.apply(netmap, changes)
         self._on_netmap_seen(netmap)
@@ -258,8 +275,9 @@ class House:
         """A rotation was accepted: persist first, then use."""
         self._memory.change(now=True, machine=keys.machine, node=keys.node, old_node=keys.old_node)
         self.engine.set_private_key(keys.node)
-        self.pool.set_private_key(keys.node)
-        self.discovery.set_node_key(keys.node.public())
+        if self._follower is not None:
+            self.pool.set_private_key(keys.node)
+            self.discovery.set_node_key(keys.node.public())
 
     def _on_pin(self, key: MachinePublic) -> None:
         self._memory.change(control_key=key)
@@ -272,16 +290,18 @@ class House:
         return self.pool.send(RegionId(region), peer, data)
 
     def _on_relay_packet(self, region: RegionId, sender: NodePublic, data: bytes) -> None:
+        from meshnode.wire.disco import is_disco
+
         if is_disco(data):
             self.discovery.on_relay_disco(region, sender, data)
         else:
             self.engine.inject(region, sender, data)
 
     def _on_relay_state(self, region: RegionId, state: RelayState) -> None:
-        is_connected = state is RelayState.CONNECTED
+        is_connected = state.value == "connected"
         if is_connected:
             self.discovery.relay_up(region)
-        elif state is RelayState.DOWN:
+        elif state.value == "down":
             self.discovery.relay_down(region)
         self.home.on_relay(region, is_connected)
         _log.info("relay", region=region, state=state.value, home=region == self.home.region)
@@ -313,6 +333,8 @@ class House:
             self._refresh_endpoints()
 
     def _refresh_endpoints(self) -> None:
+        from meshnode.underlay.endpoints import local_endpoints
+
         found = tuple(local_endpoints(self.engine.port4, self.engine.port6, loopback_ok=self._node.use_loopback))
         if found == self.endpoints:
             return
@@ -328,6 +350,7 @@ class House:
     async def wait_ready(self) -> None:
         """The netmap is in use, and the home relay connected or given its grace."""
         await self.netmap.until(lambda netmap: netmap is not None)
+        assert self._follower is not None
         if self.home.is_needed:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(RELAY_GRACE_S):

@@ -40,6 +40,9 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["status"], 51, "start one: meshnode up"),
         (["status", "--state-dir", "mem:"], 51, "no node with --state-dir mem:"),
         (["nc", "db", "0", "--state-dir", "/nope"], 2, "0 is no port"),
+        (["capability", "--spec", "x"], 2, "token: environment variable CAPABILITY_TOKEN is not set  (--token)"),
+        (["capability", "--spec", "x", "--token", ""], 2, "token: is empty  (--token)"),
+        (["capability", "--spec", "x", "--token", "t", "--port", "0"], 2, "port: 0 is no port; use 1 to 65535"),
         (["ping", "db", "-c", "0"], 2, "--count 0: send at least one ping"),
     ],
 )
