@@ -97,6 +97,9 @@ class Tailscale:
     mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
     plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)
     insecure_relays: bool = setting(False, "honour InsecureForTests of the relay map", flag=False)
+    paths: str = setting(
+        "auto", "ways to peers: auto takes the best, relay sends no byte to them by UDP", choices=("auto", "relay")
+    )
     use_loopback: bool = setting(False, "offer loopback addresses to peers: for nodes on one machine", flag=False)
 
 

@@ -1,6 +1,6 @@
 """The answers of a running node on its unix socket.
 
-Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip= /logout ; POST /dial?host=&port= upgrades
+Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip= /paths?mode= /logout ; POST /dial?host=&port= upgrades
 to the raw bytes of a tunnel connection. Only the node's own user and root are served (0600 and
 SO_PEERCRED). At most CONNECTIONS_MAX callers at once; more wait in the listen backlog.
 """
@@ -62,6 +62,7 @@ class LocalApi:
             ("GET", "/dns"): self._dns,
             ("POST", "/ping"): self._ping,
             ("POST", "/logout"): self._logout,
+            ("POST", "/paths"): self._paths,
         }
 
     async def __aenter__(self) -> Self:
@@ -133,6 +134,10 @@ class LocalApi:
     async def _ping(self, question: Question) -> Any:
         target = _wanted(question, "ip")
         return (await self._node.ping(target, timeout=_seconds(question, 5.0))).to_json()
+
+    async def _paths(self, question: Question) -> Any:
+        self._node.set_paths(_wanted(question, "mode"))
+        return {"Paths": self._node.paths}
 
     async def _logout(self, question: Question) -> Any:
         await self._node.logout()

@@ -62,11 +62,12 @@ class Node:
         plain_relays: bool = False,
         insecure_relays: bool = False,
         use_loopback: bool = False,
+        paths: str = "auto",
         clock: Clock | None = None,
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
-        port: UDP port, 0 = any. plain_relays, insecure_relays, use_loopback: for tests on one machine.
+        port: UDP port, 0 = any. paths: see `set_paths`. plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
         problem, self.control_url = check_control_url(control_url)
@@ -86,6 +87,7 @@ class Node:
         self.plain_relays = plain_relays
         self.insecure_relays = insecure_relays
         self.use_loopback = use_loopback
+        self.paths = paths
         self.clock = clock or Clock()
         self._house: House | None = None
         self._scope: Scope | None = None
@@ -115,6 +117,7 @@ class Node:
             plain_relays=tailscale.plain_relays,
             insecure_relays=tailscale.insecure_relays,
             use_loopback=tailscale.use_loopback,
+            paths=tailscale.paths,
         )
 
     # --- life ---
@@ -191,6 +194,13 @@ class Node:
         """Leave the tailnet: control forgets an ephemeral node and expires another; our keys are erased."""
         self._is_logged_out = True
         await self._running().logout(timeout)
+
+    def set_paths(self, paths: str) -> None:
+        """'auto': by the best way there is. 'relay': by relays only, to see how that is, or in doubt of UDP."""
+        if paths not in ("auto", "relay"):
+            raise ConfigError(f"paths: {paths!r} is none of auto, relay")
+        self._running().set_paths(paths)
+        self.paths = paths
 
     # --- connections ---
 

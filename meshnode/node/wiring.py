@@ -156,17 +156,16 @@ class House:
     def _introduce(self) -> None:
         """Who calls whom."""
         engine, discovery, pool = self.engine, self.discovery, self.pool
-        engine.on_disco = discovery.on_disco
         engine.on_relay_send = self._relay_send
         engine.on_peer_send = discovery.on_send
         engine.on_peer_recv = discovery.on_recv
         engine.on_send_error = discovery.on_send_error
         engine.on_handshake = discovery.on_handshake
-        discovery.send_udp = engine.send_raw
         discovery.send_relay = pool.send
         discovery.set_path = engine.set_path
         discovery.kick = engine.kick
         discovery.notify = self._on_path
+        self._mute_udp(self._node.paths == "relay")
         pool.on_packet = self._on_relay_packet
         pool.on_state = self._on_relay_state
         pool.on_peer_gone = discovery.on_peer_gone
@@ -180,6 +179,16 @@ class House:
         early, self._early = self._early, []
         for netmap, changes in early:
             self._on_netmap(netmap, changes)
+
+    def _mute_udp(self, is_muted: bool) -> None:
+        """Without DISCO by UDP no direct path is ever proved, so that relays carry everything."""
+        self.engine.on_disco = _unheard if is_muted else self.discovery.on_disco
+        self.discovery.send_udp = _unheard if is_muted else self.engine.send_raw
+
+    def set_paths(self, paths: str) -> None:
+        """Mute UDP or use it again; every path is looked for anew."""
+        self._mute_udp(paths == "relay")
+        self.discovery.on_link_change()
 
     # --- end ---
 
@@ -382,3 +391,7 @@ def machine_name() -> str:
     label = socket.gethostname().partition(".")[0].lower()
     fit = "".join(c if c.isalnum() and c.isascii() else "-" for c in label).strip("-")[:63]
     return fit or "meshnode"
+
+
+def _unheard(*_: Any) -> None:
+    """Where DISCO by UDP goes while only relays may be used."""
