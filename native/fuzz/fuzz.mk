@@ -3,7 +3,7 @@
 
 FUZZ_DIR := $(NATIVE)/fuzz
 FUZZ_BUILD := $(FUZZ_DIR)/build
-FUZZ_TARGETS := $(patsubst $(FUZZ_DIR)/fuzz_%.c,%,$(wildcard $(FUZZ_DIR)/fuzz_$(F).c))
+FUZZ_TARGETS := $(patsubst $(FUZZ_DIR)/fuzz_%.c,%,$(wildcard $(addsuffix .c,$(addprefix $(FUZZ_DIR)/fuzz_,$(F)))))
 FUZZ_CC ?= clang
 FUZZ_FLAGS := $(BASE) -O1 -g -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all -DMN_FUZZING
 FUZZ_OBJECTS := $(patsubst $(NATIVE)/%.c,$(FUZZ_BUILD)/%.o,$(SOURCES))
