@@ -67,7 +67,8 @@ class Node:
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
-        port: UDP port, 0 = any. paths: see `set_paths`. plain_relays, insecure_relays, use_loopback: for tests on one machine.
+        port: UDP port, 0 = any. paths: see `set_paths`.
+        plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
         problem, self.control_url = check_control_url(control_url)
