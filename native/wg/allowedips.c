@@ -99,7 +99,7 @@ static void host_remove(struct mn_allowedips *a, const struct mn_ip *ip)
 
 static unsigned bit_at(const struct mn_ip *ip, unsigned bit)
 {
-    return ip->b[bit / 8] >> (7 - bit % 8) & 1U;
+    return (unsigned)(ip->b[bit / 8] >> (7 - bit % 8)) & 1U;
 }
 
 static struct mn_ip masked(const struct mn_ip *ip, unsigned bits)
