@@ -440,7 +440,7 @@ engine = _native.Engine(private_key=bytes(31) + b"@")
 
 
 def script(body: str) -> subprocess.CompletedProcess[str]:
-    root = Path(__file__).resolve().parents[2]
+    root = Path(_native.__file__).resolve().parents[2]
     env = dict(os.environ, PYTHONPATH=str(root))
     return subprocess.run(
         [sys.executable, "-c", SCRIPT_HEAD + body], capture_output=True, text=True, timeout=30, env=env, check=False
