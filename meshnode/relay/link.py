@@ -12,7 +12,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from enum import Enum
-from typing import Final
+from typing import Final, cast
 
 from meshnode.base.errors import ProtocolError, RelayError
 from meshnode.base.keys import KEY_LEN, NodePrivate, NodePublic
@@ -82,7 +82,7 @@ class Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """The stream stands (after TLS)."""
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._transport = transport
         transport.set_write_buffer_limits(high=WRITE_HIGH)
 
