@@ -1,97 +1,449 @@
 """Discovery: opens, seals and routes DISCO and keeps one path machine per peer.
 
-Signatures; the body follows.
+Feeds `core.path` with what the engine, the relays, the netmap and the link say, and performs the effects
+it returns. Pings are always answered. One heap of deadlines and one loop timer serve all peers. CallMeMaybe
+and pongs are limited per peer and in all, so that nobody can make us a lever against a third party.
+Source: docs/protocol/paths.md 6.3 to 6.7, 8.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address
+from typing import Any, Final
 
 from meshnode.base.addr import IP, Endpoint, RegionId
 from meshnode.base.keys import DiscoPrivate, DiscoPublic, NodePublic
+from meshnode.base.units import Seconds
+from meshnode.core.bucket import Bucket
+from meshnode.core.path import PeerPath
+from meshnode.core.path_values import (
+    Call,
+    Effect,
+    Kick,
+    Mode,
+    Notify,
+    PathStatus,
+    SendPing,
+    SetPath,
+    State,
+    Tuning,
+    What,
+)
 from meshnode.netmap.model import Node
 from meshnode.run.clock import Clock
+from meshnode.underlay.deadlines import CallLater, Deadlines
+from meshnode.underlay.own import OwnEndpoints
+from meshnode.underlay.peers import DiscoKeys, Known
+from meshnode.underlay.pings import PingResult, Pings
+from meshnode.wire import disco as wire
+
+__all__ = ["Discovery", "PingResult"]
+
+PINGS_PER_S: Final = 2000.0
+CALLS_PER_S: Final = 100.0
+PONGS_PER_S: Final = 500.0
+SLEEP_S: Final = 10.0
+"""A boot clock that ran this much ahead of ours means the machine slept."""
+RELAY_SOURCE: Final = IPv4Address("127.3.3.40")
+"""What a pong by relay says its ping came from; the port is the region. Never an address of a socket."""
+UNREACHABLE: Final = frozenset(
+    {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EHOSTDOWN}
+)
 
 
-@dataclass(frozen=True, slots=True)
-class PingResult:
-    """How a DISCO ping came back."""
+def _ignore(*_: Any) -> None:
+    """Until wiring sets the callable."""
 
-    endpoint: Endpoint | None
-    """The direct endpoint that answered; None: by relay."""
-    region: RegionId
-    """The relay region that carried it; 0: direct."""
-    latency_s: float
+
+def _refuse(*_: Any) -> bool:
+    return False
 
 
 class Discovery:
     """Every peer's path. Made inside a running loop; ended by `close`. All methods are of the loop's thread."""
 
-    send_udp: Callable[[IP, int, bytes], None]
-    """Engine.send_raw"""
-    send_relay: Callable[[RegionId, NodePublic, bytes], bool]
-    """RelayPool.send"""
-    set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], None]
-    """Engine.set_path: (peer, direct, region, mode)"""
-    kick: Callable[[NodePublic], None]
-    """Engine.kick"""
-    notify: Callable[[NodePublic, str, str, str], None]
-    """(peer, old state, new state, reason)"""
-    restun: Callable[[], None]
-    """Our endpoints are wanted fresh; for the STUN client."""
-
     def __init__(
-        self, private: DiscoPrivate, node: NodePublic, *, clock: Clock | None = None, loopback_ok: bool = False
-    ) -> None: ...
+        self,
+        private: DiscoPrivate,
+        node: NodePublic,
+        *,
+        clock: Clock | None = None,
+        loopback_ok: bool = False,
+        tuning: Tuning | None = None,
+        call_later: CallLater | None = None,
+    ) -> None:
+        """call_later: how to be woken; the running loop's unless a simulator brings its own."""
+        self._clock = clock or Clock()
+        call_later = call_later or asyncio.get_running_loop().call_later
+        self._deadlines = Deadlines(self._clock, call_later, self._on_due)
+        self._tuning = tuning or Tuning()
+        self._node = node
+        self._keys = DiscoKeys(private)
+        self._own = OwnEndpoints(loopback_ok)
+        self._peers: dict[NodePublic, Known] = {}
+        self._down: set[RegionId] = set()
+        self._ping_budget = Bucket(PINGS_PER_S, PINGS_PER_S)
+        self._call_budget = Bucket(CALLS_PER_S, CALLS_PER_S)
+        self._pong_budget = Bucket(PONGS_PER_S, PONGS_PER_S)
+        self._pings = Pings(self._clock)
+        self._counters: Counter[str] = Counter()
+        self._asleep_s = self._sleep_offset()
+        self.send_udp: Callable[[IP, int, bytes], Any] = _ignore
+        """Engine.send_raw"""
+        self.send_relay: Callable[[RegionId, NodePublic, bytes], bool] = _refuse
+        """RelayPool.send"""
+        self.set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], Any] = _ignore
+        """Engine.set_path: (peer, direct, region, mode)"""
+        self.kick: Callable[[NodePublic], Any] = _ignore
+        """Engine.kick"""
+        self.notify: Callable[[NodePublic, str, str, str], Any] = _ignore
+        """(peer, old state, new state, reason); equal states: another direct endpoint."""
+        self.restun: Callable[[], Any] = _ignore
+        """Our endpoints are wanted fresh; for a STUN client."""
 
     @property
     def public(self) -> DiscoPublic:
         """Our disco key, for control."""
-        raise NotImplementedError
+        return self._keys.public
 
-    # what the netmap says
+    # --- what the netmap says ---
+
     def on_netmap_peer(self, peer: Node) -> None:
-        """Add a peer or take what changed of it."""
+        """Add a peer or take what changed of it. The engine must know it already."""
+        now = self._clock.now()
+        known = self._peers.get(peer.key)
+        if known is None:
+            known = self._peers[peer.key] = Known(peer.key, now)
+        is_restarted = known.disco is not None and peer.disco != known.disco
+        if peer.disco != known.disco:
+            self._keys.assign(known, peer.disco, now)
+        has_moved, known.home = peer.home != known.home, peer.home
+        has_new, known.endpoints = peer.endpoints != known.endpoints, peer.endpoints
+        if peer.wireguard_only:
+            direct = peer.endpoints[0] if peer.endpoints else None
+            self.set_path(peer.key, direct, RegionId(0), Mode.DIRECT if direct else Mode.NONE)
+        elif known.path is not None:
+            self._update(known, known.path, is_restarted, has_moved, has_new)
+        elif has_moved:
+            self.set_path(peer.key, None, known.region, Mode.RELAY if known.region else Mode.NONE)
+
+    def _update(self, known: Known, path: PeerPath, is_restarted: bool, has_moved: bool, has_new: bool) -> None:
+        now = self._clock.now()
+        if has_moved:
+            self._perform(known, path.on_relay(known.region, self._is_up(known.region), now))
+        if has_new:
+            self._perform(known, path.on_endpoints(known.endpoints, now))
+        if is_restarted:
+            self._perform(known, path.on_disco_key(now))
 
     def on_netmap_removed(self, key: NodePublic) -> None:
         """Forget a peer (removed, expired, or its node key changed)."""
+        known = self._peers.pop(key, None)
+        if known is not None:
+            self._keys.forget(known)
+            known.path = None
+            known.armed_at = None
 
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Our own endpoints, best first."""
+        if not self._own.replace(tuple(endpoints), self._clock.now()):
+            return
+        for known, path in self._awake():
+            self._perform(known, path.on_own_endpoints(self._clock.now()))
 
     def set_node_key(self, node: NodePublic) -> None:
-        """Our own node key changed."""
+        """Our own node key changed; it is named in our pings."""
+        self._node = node
 
-    # what the engine says (its on_* callbacks have these shapes)
-    def on_disco(self, ip: IP, port: int, data: bytes) -> None: ...
-    def on_send(self, peer: NodePublic, wanted: bool) -> None: ...
-    def on_recv(self, peer: NodePublic, direct: Endpoint | None, region: int, what: int) -> None: ...
-    def on_send_error(self, ip: IP, port: int, number: int) -> None: ...
-    def on_handshake(self, peer: NodePublic, ok: bool) -> None: ...
+    # --- what the engine says ---
 
-    # what the relay pool says
-    def on_relay_disco(self, region: RegionId, sender: NodePublic, data: bytes) -> None: ...
-    def on_peer_gone(self, region: RegionId, peer: NodePublic, reason: int) -> None: ...
-    def relay_up(self, region: RegionId) -> None: ...
-    def relay_down(self, region: RegionId) -> None: ...
+    def on_send(self, peer: NodePublic, wanted: bool) -> None:
+        """Data was sent, or is wanted to be and has no way."""
+        known = self._peers.get(peer)
+        if known is None:
+            return
+        self._look_for_sleep()
+        path = self._path(known)
+        self._perform(known, path.on_send(self._clock.now(), wanted=wanted))
+        if wanted and path.last_path.mode is not Mode.NONE:
+            self.kick(peer)
 
-    # what the link says
+    def on_recv(self, peer: NodePublic, direct: Endpoint | None, region: int, what: int) -> None:
+        """An authenticated packet arrived."""
+        known = self._peers.get(peer)
+        if known is None:
+            return
+        if region:
+            self._note_route(known, RegionId(region))
+        self._perform(known, self._path(known).on_recv(direct, What(what), self._clock.now()))
+
+    def on_send_error(self, ip: IP, port: int, number: int) -> None:
+        """The system refused a datagram."""
+        endpoint = Endpoint(ip, port)
+        self._counters["send_errors"] += 1
+        for known, path in self._awake():
+            if endpoint in path.candidates:
+                self._perform(known, path.on_send_error(endpoint, number in UNREACHABLE, self._clock.now()))
+
+    def on_handshake(self, peer: NodePublic, ok: bool) -> None:
+        """WireGuard has a session, or gave up asking for one: on a path that answers pings, that is a stall."""
+        known = self._peers.get(peer)
+        if known is not None and known.path is not None and not ok and known.path.is_relay_up:
+            self._perform(known, known.path.on_wireguard_stall(self._clock.now()))
+
+    def on_disco(self, ip: IP, port: int, data: bytes) -> None:
+        """A DISCO packet arrived by UDP."""
+        now = self._clock.now()
+        owners, message = self._open(data, now)
+        source = Endpoint(ip, port)
+        if isinstance(message, wire.Ping):
+            known = _resolve(owners, message.node)
+            self._answer(known, owners, message, data, source)
+            if known is not None:
+                self._perform(known, self._path(known).on_ping(source, now))
+        elif isinstance(message, wire.Pong):
+            self._take_pong(owners, message, now)
+        elif message is not None:
+            self._counters["disco_wrong_way"] += 1
+
+    # --- what the relay pool says ---
+
+    def on_relay_disco(self, region: RegionId, sender: NodePublic, data: bytes) -> None:
+        """A DISCO packet arrived by relay. The relay names the node, the box proves it."""
+        now = self._clock.now()
+        owners, message = self._open(data, now)
+        known = next((o for o in owners if o.key == sender), None)
+        if known is None or message is None:
+            if message is not None:
+                self._counters["disco_wrong_sender"] += 1
+            return
+        self._note_route(known, region)
+        if known.path is not None:
+            self._perform(known, known.path.on_peer_seen(now))
+        if isinstance(message, wire.Ping):
+            self._answer_by_relay(known, message, data, region)
+        elif isinstance(message, wire.Pong):
+            self._pings.answer(message.txid, now)
+        elif isinstance(message, wire.CallMeMaybe):
+            self._take_call(known, message, now)
+
+    def on_peer_gone(self, region: RegionId, peer: NodePublic, reason: int) -> None:
+        """A relay says the peer is not connected to it."""
+        known = self._peers.get(peer)
+        if known is not None and known.path is not None and region == known.region:
+            self._perform(known, known.path.on_peer_gone(self._clock.now()))
+
+    def relay_up(self, region: RegionId) -> None:
+        """Our connection to that region stands."""
+        self._down.discard(region)
+        self._tell_relay(region)
+
+    def relay_down(self, region: RegionId) -> None:
+        """Our connection to that region is lost, and not back within a moment."""
+        self._down.add(region)
+        self._tell_relay(region)
+
+    def _tell_relay(self, region: RegionId) -> None:
+        for known, path in self._awake():
+            if known.region == region:
+                self._perform(known, path.on_relay(region, self._is_up(region), self._clock.now()))
+
+    # --- what the link says ---
+
     def on_link_change(self, gone: Iterable[IP] = ()) -> None:
         """Local addresses vanished, or (empty) everything may have changed, as after sleep."""
+        vanished = set(gone)
+        families = {ip.version for ip in vanished} or {4, 6}
+        self._own.forget(vanished)
+        for known, path in self._awake():
+            self._perform(known, path.on_link(lambda e: e.ip.version in families, self._clock.now()))
 
-    # questions
-    def status(self, peer: NodePublic) -> Any:
-        """core.path.PathStatus, or None for a stranger."""
+    def _sleep_offset(self) -> float:
+        return self._clock.boot_ns() / 1e9 - self._clock.now()
+
+    def _look_for_sleep(self) -> None:
+        offset = self._sleep_offset()
+        slept, self._asleep_s = offset - self._asleep_s > SLEEP_S, offset
+        if slept:
+            self._counters["wakes"] += 1
+            self.on_link_change()
+
+    # --- questions ---
+
+    def status(self, peer: NodePublic) -> PathStatus | None:
+        """A peer's path now; None for a stranger."""
+        known = self._peers.get(peer)
+        if known is None:
+            return None
+        if known.path is not None:
+            return known.path.status()
+        up, mode = self._is_up(known.region), Mode.RELAY if known.region else Mode.NONE
+        nothing = (known.region, up, mode, (), (), 0, 0, ())
+        return PathStatus(State.UNKNOWN, Seconds(known.since), "no traffic yet", None, None, *nothing)
 
     async def ping(self, peer: NodePublic, timeout_s: float = 5.0) -> PingResult:
         """One DISCO ping by the best way. TimedOut, or PeerOffline when there is no way at all."""
-        raise NotImplementedError
+        known = self._peers.get(peer)
+        return await self._pings.ask(known, self._ask_once, timeout_s)
+
+    def _ask_once(self, known: Known, is_first: bool) -> bool:
+        """Send what one attempt sends; False if there is no way. The path is woken, so a direct one is sought."""
+        path, now = self._path(known), self._clock.now()
+        if is_first:
+            self._perform(known, path.on_send(now))
+        direct = path.act.endpoint if path.act is not None else None
+        box = self._keys.box(known.disco.raw) if known.disco is not None else None
+        if box is None:
+            return False
+        if direct is not None:
+            txid = self._pings.begin(known, direct, RegionId(0))
+            self.send_udp(direct.ip, direct.port, self._seal(box, wire.Ping(txid, self._node)))
+        if (direct is None or not is_first) and known.region:
+            txid = self._pings.begin(known, None, known.region)
+            return self.send_relay(known.region, known.key, self._seal(box, wire.Ping(txid, self._node)))
+        return direct is not None
 
     def counters(self) -> dict[str, int]:
         """What was dropped and why."""
-        raise NotImplementedError
+        limits = {
+            "disco_pings_suppressed": self._ping_budget.refused,
+            "disco_calls_suppressed": self._call_budget.refused,
+            "disco_pongs_suppressed": self._pong_budget.refused,
+        }
+        return dict(self._counters) | limits
 
     def close(self) -> None:
-        """Cancel every timer and forget the keys."""
+        """Cancel every timer and forget the peers."""
+        self._deadlines.close()
+        self._peers.clear()
+        self._pings.close()
+
+    # --- DISCO in ---
+
+    def _open(self, data: bytes, now: float) -> tuple[Sequence[Known], wire.Message | None]:
+        """(who may have sealed it, what it says). Strangers cost no cipher."""
+        raw = wire.sender_of(data)
+        owners = tuple(self._keys.owners(raw, now)) if len(data) >= wire.MESSAGE_MIN else ()
+        if not owners:
+            self._counters["disco_bad_peer"] += 1
+            return (), None
+        box = self._keys.box(raw)
+        message = box.open(data) if box is not None else None
+        if message is None:
+            self._counters["disco_unread"] += 1
+        return owners, message
+
+    def _answer(
+        self, known: Known | None, owners: Sequence[Known], ping: wire.Ping, data: bytes, source: Endpoint
+    ) -> None:
+        """Pong to exactly where the ping came from, whoever of the owners it was."""
+        now = self._clock.now()
+        box = self._keys.box(wire.sender_of(data))
+        limit = (known or owners[0]).pongs
+        if box is not None and limit.take(now) and self._pong_budget.take(now):
+            self.send_udp(source.ip, source.port, self._seal(box, wire.Pong(ping.txid, source)))
+
+    def _answer_by_relay(self, known: Known, ping: wire.Ping, data: bytes, region: RegionId) -> None:
+        box = self._keys.box(wire.sender_of(data))
+        if box is not None and known.pongs.take(self._clock.now()):
+            pong = wire.Pong(ping.txid, Endpoint(RELAY_SOURCE, region))
+            self.send_relay(region, known.key, self._seal(box, pong))
+
+    def _take_pong(self, owners: Sequence[Known], pong: wire.Pong, now: Seconds) -> None:
+        if self._pings.answer(pong.txid, now):
+            return
+        for known in owners:
+            if known.path is not None and pong.txid in known.path.probes:
+                self._perform(known, known.path.on_pong(pong.txid, pong.source, now))
+                return
+        self._counters["disco_stray_pongs"] += 1
+
+    def _take_call(self, known: Known, call: wire.CallMeMaybe, now: Seconds) -> None:
+        path = self._path(known)
+        if known.calls.take(now):
+            self._perform(known, path.on_call(call.endpoints, now))
+        else:
+            self._perform(known, path.on_more_endpoints(call.endpoints, now))
+
+    # --- effects ---
+
+    def _perform(self, known: Known, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, SendPing):
+                self._send_ping(known, effect)
+            elif isinstance(effect, Call):
+                self._send_call(known)
+            elif isinstance(effect, SetPath):
+                self.set_path(known.key, effect.direct, effect.region, int(effect.mode))
+            elif isinstance(effect, Kick):
+                self.kick(known.key)
+            elif isinstance(effect, Notify):
+                self.notify(known.key, effect.old.value, effect.new.value, effect.reason)
+        self._deadlines.arm(known)
+
+    def _send_ping(self, known: Known, ping: SendPing) -> None:
+        box = self._keys.box(known.disco.raw) if known.disco is not None else None
+        if box is None:
+            return
+        padding = wire.ping_padding(ping.wire, is_v6=ping.endpoint.ip.version == 6)
+        packet = self._seal(box, wire.Ping(ping.txid, self._node, padding))
+        self.send_udp(ping.endpoint.ip, ping.endpoint.port, packet)
+
+    def _send_call(self, known: Known) -> None:
+        box = self._keys.box(known.disco.raw) if known.disco is not None else None
+        if box is None or known.path is None:
+            return
+        if not self._own.is_fresh(self._clock.now()):
+            self.restun()
+        own = self._own.to_announce(known.path.seen_as, self._clock.now())
+        self.send_relay(known.region, known.key, self._seal(box, wire.CallMeMaybe(own)))
+
+    def _seal(self, box: wire.Box, message: wire.Message) -> bytes:
+        return box.seal(message, self._clock.entropy(wire.NONCE_LEN))
+
+    # --- peers and time ---
+
+    def _awake(self) -> list[tuple[Known, PeerPath]]:
+        return [(known, known.path) for known in self._peers.values() if known.path is not None]
+
+    def _is_up(self, region: RegionId) -> bool:
+        return region != 0 and region not in self._down
+
+    def _note_route(self, known: Known, region: RegionId) -> None:
+        had = known.region
+        known.route = region
+        if known.path is not None and known.region != had:
+            self._perform(known, known.path.on_relay(known.region, self._is_up(known.region), self._clock.now()))
+
+    def _path(self, known: Known) -> PeerPath:
+        if known.path is None:
+            now = self._clock.now()
+            path = known.path = PeerPath(
+                txid=lambda: self._clock.entropy(wire.TXID_LEN),
+                uniform=self._clock.uniform,
+                admit=self._own.admits,
+                pings=self._ping_budget,
+                calls=self._call_budget,
+                now=now,
+                tuning=self._tuning,
+            )
+            self._perform(known, path.on_relay(known.region, self._is_up(known.region), now))
+            self._perform(known, path.on_endpoints(known.endpoints, now))
+        return known.path
+
+    def _on_due(self, known: Known) -> None:
+        self._look_for_sleep()
+        if known.path is not None:
+            self._perform(known, known.path.on_deadline(self._clock.now()))
+
+
+def _resolve(owners: Sequence[Known], hint: NodePublic | None) -> Known | None:
+    """Which owner of a disco key pinged by UDP; None: it cannot be told."""
+    for known in owners:
+        if known.key == hint:
+            return known
+    return owners[0] if len(owners) == 1 else None

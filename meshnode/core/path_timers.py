@@ -1,0 +1,180 @@
+"""Rows that a peer's own clock raises: missed pings, heartbeats, rounds, and proofs that did not come.
+
+Source: docs/protocol/paths.md 8.5, rows 6 to 13a and 18.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from meshnode.core.path_body import DOUBT_GAPS_S, HEDGE_S, ROUND_GAPS_S, TICK_S, PathBody, Probe
+from meshnode.core.path_values import Event, Hedge, Kick, Purpose, State
+
+EVIDENCE_S: Final = 6.0
+FAR_S: Final = 0.05
+FAR_CALL_S: Final = 60.0
+REPROBED_AT_ONCE: Final = 8
+LOSS_SAMPLES: Final = 20
+HEDGE_LOSS: Final = 0.15
+CALM_LOSS: Final = 0.08
+LEAVE_LOSS: Final = 0.30
+CLEAN_LOSS: Final = 0.10
+STALL_SILENCE_S: Final = 12.0
+STALL_SENT_S: Final = 5.0
+STALL_WAIT_S: Final = 5.0
+ANSWER_S: Final = 10.5
+"""A WireGuard receiver of data answers within ten seconds, by keepalive if need be."""
+UNCLEAR_AFTER_INSTALL_S: Final = 5.0
+"""The peer may go on by relay this long before it finds the direct path from its side."""
+
+
+# 6 MISS, 7 TIMEOUT
+
+
+def on_miss_direct(p: PathBody, probe: Probe) -> None:
+    if probe.candidate is not p.act:
+        return
+    p.miss += 1
+    p.hedges.add(Hedge.MISS)
+    limit = p.tuning.degraded_after_failures
+    if p.miss >= limit or p.now - p.evidence_at >= EVIDENCE_S:
+        p.degrade(f"{probe.candidate.endpoint} left {p.miss} probes in a row unanswered")
+        return
+    if p.miss == 2:
+        p.call()
+    p.ping(probe.candidate, Purpose.REPEAT)
+
+
+def on_timeout_direct(p: PathBody, probe: Probe) -> None:
+    act = p.act
+    assert act is not None
+    if probe.candidate is not act or act.finished < LOSS_SAMPLES:
+        return
+    if act.loss > HEDGE_LOSS:
+        p.hedges.add(Hedge.LOSS)
+    elif act.loss < CALM_LOSS:
+        p.hedges.discard(Hedge.LOSS)
+    if act.loss > LEAVE_LOSS:
+        clean = [c for c in p.candidates.values() if c is not act and p.now - c.pong_at < 30 and c.loss < CLEAN_LOSS]
+        usable = [c for c in clean if not c.is_bad(p.now)]
+        if usable:
+            best = min(usable, key=lambda c: (c.loss, c.srtt or 0.0, str(c.endpoint)))
+            p.install(best, best.pong_at, f"{act.endpoint} loses too much; {best.endpoint} does not")
+
+
+# 8 HEARTBEAT, 9 REPROBE, 10 ROUND, 11 DEGRADED, 12 TICK
+
+
+def on_heartbeat(p: PathBody) -> None:
+    if not p.is_live:
+        return
+    act = p.act
+    assert act is not None
+    if p.now - act.ping_at >= 1.0:
+        p.ping(act, Purpose.HEARTBEAT)
+    if act.finished and act.loss < CALM_LOSS:
+        p.hedges.discard(Hedge.LOSS)
+    _look_for_stall(p)
+    p.timers[Event.HEARTBEAT] = p.now + p.jitter(p.tuning.heartbeat_s, 0.1)
+
+
+def _look_for_stall(p: PathBody) -> None:
+    heard_at = max(p.heard_direct_at, p.heard_relay_at, p.installed_at)
+    if p.now - p.sent_at < STALL_SENT_S and p.now - heard_at >= STALL_SILENCE_S and Hedge.STALL not in p.hedges:
+        p.hedges.add(Hedge.STALL)
+        p.out.append(Kick())
+        p.timers[Event.STALL] = p.now + STALL_WAIT_S
+
+
+def on_reprobe_direct(p: PathBody) -> None:
+    if not p.is_live:
+        return
+    assert p.act is not None
+    is_far = p.act.tier == 1 or (p.act.srtt or 0.0) > FAR_S
+    if call := is_far and p.now - p.last_full_call_at >= FAR_CALL_S:
+        p.last_full_call_at = p.now
+    p.probe_all(call=call, limit=REPROBED_AT_ONCE)
+    p.timers[Event.REPROBE] = p.now + p.jitter(p.tuning.reprobe_s, 0.2)
+
+
+def on_reprobe_relay_only(p: PathBody) -> None:
+    if p.is_live:
+        p.start_probing("by relay for a while; looking for a direct path again")
+    else:
+        p.go_idle("no traffic")
+
+
+def on_round_probing(p: PathBody) -> None:
+    p.round += 1
+    if p.round < len(ROUND_GAPS_S):
+        p.probe_all()
+        p.timers[Event.ROUND] = p.now + ROUND_GAPS_S[p.round]
+        return
+    p.become(State.RELAY_ONLY, _why_relayed(p))
+    p.arm_retry()
+
+
+def _why_relayed(p: PathBody) -> str:
+    asked = sum(1 for c in p.candidates.values() if c.ping_at > 0)
+    if not p.candidates:
+        return "it has told us no address to try"
+    return f"none of its {len(p.candidates)} addresses answered ({asked} asked)"
+
+
+def on_round_direct(p: PathBody) -> None:
+    if p.now < p.settle_until:
+        p.probe_all(call=False)
+        p.round = min(p.round + 1, len(ROUND_GAPS_S) - 1)
+        p.timers[Event.ROUND] = p.now + ROUND_GAPS_S[p.round]
+
+
+def on_round_degraded(p: PathBody) -> None:
+    p.probe_all()
+    p.round = min(p.round + 1, len(DOUBT_GAPS_S) - 1)
+    p.timers[Event.ROUND] = p.now + DOUBT_GAPS_S[p.round]
+
+
+def on_degraded_over(p: PathBody) -> None:
+    if p.is_relay_up:
+        p.to_relay(f"nothing answered directly for {p.tuning.degraded_timeout_s:g} s")
+    else:
+        p.timers[Event.DEGRADED] = p.now + p.tuning.degraded_timeout_s
+
+
+def on_tick(p: PathBody) -> None:
+    candidate = p.candidates.get(p.hint) if p.hint is not None and p.now < p.hint_until else None
+    if candidate is not None:
+        p.ping(candidate, Purpose.TICK)
+    if p.now < p.tick_until:
+        p.timers[Event.TICK] = p.now + p.jitter(TICK_S, 0.2)
+
+
+# 13 HEDGE, 13a STALL, 18 WG_STALL: pongs are not data
+
+
+def on_hedge_over(p: PathBody) -> None:
+    if Hedge.INSTALL not in p.hedges:
+        return
+    clear_at = p.installed_at + UNCLEAR_AFTER_INSTALL_S
+    if p.sent_at < p.installed_at or p.heard_direct_at > p.installed_at:
+        p.hedges.discard(Hedge.INSTALL)
+    elif p.heard_relay_at > clear_at and p.sent_at > p.installed_at:
+        p.doubt_carrying("it answers probes but sends its data by relay only")
+    elif max(p.heard_relay_at, p.installed_at) + ANSWER_S < p.now and p.now - p.installed_at > HEDGE_S + ANSWER_S:
+        p.doubt_carrying("it answers probes but no data")
+    else:
+        p.timers[Event.HEDGE] = p.now + UNCLEAR_AFTER_INSTALL_S
+
+
+def on_stall_over(p: PathBody) -> None:
+    if Hedge.STALL not in p.hedges:
+        return
+    if p.now - p.heard_relay_at < STALL_WAIT_S:
+        p.doubt_carrying("data comes back by relay only")
+    else:
+        p.hedges.discard(Hedge.STALL)
+
+
+def on_wg_stall(p: PathBody) -> None:
+    if p.act is not None:
+        p.doubt_carrying("probes are answered but WireGuard is not")

@@ -1,0 +1,156 @@
+"""Which of two paths is better: a sort key and a threshold.
+
+A Candidate is an endpoint of a peer with what probing taught us of it. Times are loop seconds.
+Source: docs/protocol/paths.md 8.2, 8.3.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+from meshnode.base.addr import IP, Endpoint
+
+LOSS_GAIN: Final = 0.1
+RTO_NO_SAMPLE_S: Final = 0.6
+RTO_MIN_S: Final = 0.2
+FRESH_PONG_S: Final = 10.0
+GAIN_MIN_S: Final = 0.002
+GAIN_SHARE: Final = 0.10
+LOSSY: Final = 0.15
+LOSSLESS: Final = 0.05
+LOSS_SAMPLES: Final = 10
+FULL_SIZE: Final = 1360
+"""Wire size of a full tunnel packet: 1280 inside, 80 around it."""
+
+
+class Kind(IntEnum):
+    """Where a candidate came from, in the order they are worth trying."""
+
+    LOCAL = 0
+    PORTMAP = 1
+    STATIC = 2
+    NETMAP = 3
+    CALLED = 4
+    STUN = 5
+    REFLEXIVE = 6
+    RELAYED = 7
+
+
+class Candidate:
+    """One endpoint of a peer."""
+
+    __slots__ = (
+        "bad_count", "bad_until", "endpoint", "finished", "is_announced", "kind", "limit", "loss", "ping_at", "pong_at",
+        "pong_count", "srtt", "triggered_at", "var",
+    )  # fmt: skip
+
+    def __init__(self, endpoint: Endpoint, kind: Kind) -> None:
+        self.endpoint = endpoint
+        self.kind = kind
+        self.is_announced = False
+        """In the netmap now; others are the first to be forgotten."""
+        self.limit: int | None = None
+        """Largest wire size proved; None: not tested, taken for FULL_SIZE."""
+        self.bad_until = -1e9
+        self.bad_count = 0
+        self.ping_at = -1e9
+        self.triggered_at = -1e9
+        self.forget()
+
+    def forget(self) -> None:
+        """The link changed: what was measured holds no longer."""
+        self.srtt: float | None = None
+        self.var = 0.0
+        self.pong_at = -1e9
+        self.pong_count = 0
+        self.loss = 0.0
+        self.finished = 0
+        self.limit = None
+        self.ping_at = -1e9
+
+    def take_sample(self, rtt: float, now: float) -> None:
+        """A pong came after `rtt` (RFC 6298 smoothing)."""
+        if self.srtt is None:
+            self.srtt, self.var = rtt, rtt / 2
+        else:
+            self.var = 0.75 * self.var + 0.25 * abs(self.srtt - rtt)
+            self.srtt = 0.875 * self.srtt + 0.125 * rtt
+        self.pong_count += 1
+        self.pong_at = now
+        self._finish(0.0)
+
+    def take_loss(self) -> None:
+        """A ping was never answered."""
+        self._finish(1.0)
+
+    def _finish(self, lost: float) -> None:
+        self.finished += 1
+        self.loss += LOSS_GAIN * (lost - self.loss)
+
+    def rto(self) -> float:
+        """How long a pong may take before its ping counts as missed for now."""
+        if self.srtt is None:
+            return RTO_NO_SAMPLE_S
+        ceiling = max(1.0, min(1.5 * self.srtt, 3.0))
+        return max(RTO_MIN_S, min(self.srtt + 4 * self.var, ceiling))
+
+    def is_bad(self, now: float) -> bool:
+        """In quarantine."""
+        return now < self.bad_until
+
+    @property
+    def tier(self) -> int:
+        """0 direct, 1 by a peer relay."""
+        return 1 if self.kind is Kind.RELAYED else 0
+
+
+def address_class(ip: IP) -> int:
+    """Loopback, link-local, private v6, private v4, public v6, public v4: nearer is lower."""
+    if ip.is_loopback:
+        return 0
+    if ip.is_link_local:
+        return 1
+    if ip.is_private:
+        return 2 if ip.version == 6 else 3
+    return 4 if ip.version == 6 else 5
+
+
+def probe_order(candidate: Candidate) -> tuple[int, int]:
+    """Sort key for probing: the likeliest and nearest first."""
+    return (candidate.kind, address_class(candidate.endpoint.ip))
+
+
+def is_better(a: Candidate, b: Candidate, now: float, *, b_is_doubted: bool, is_settling: bool) -> bool:
+    """Whether to leave `b`, the path in use, for `a`.
+
+    b_is_doubted: probes of it are missed; is_settling: b was taken moments ago, so one pong of a suffices.
+    """
+    if a is b or a.is_bad(now) or b.is_bad(now) or now - a.pong_at >= FRESH_PONG_S:
+        return False
+    if a.pong_count < 2 and not is_settling and not b_is_doubted:
+        return False
+    if a.tier != b.tier:
+        return a.tier < b.tier
+    a_full, b_full = (a.limit or FULL_SIZE) >= FULL_SIZE, (b.limit or FULL_SIZE) >= FULL_SIZE
+    if a_full != b_full:
+        return a_full
+    if b_is_doubted:
+        return True
+    return _is_cleaner(a, b) or _is_nearer(a, b)
+
+
+def _is_cleaner(a: Candidate, b: Candidate) -> bool:
+    enough = a.finished >= LOSS_SAMPLES and b.finished >= LOSS_SAMPLES
+    return enough and b.loss > LOSSY and a.loss < LOSSLESS
+
+
+def _is_nearer(a: Candidate, b: Candidate) -> bool:
+    if a.srtt is None or b.srtt is None:
+        return b.srtt is None and a.srtt is not None
+    margin = max(GAIN_SHARE * max(a.srtt, b.srtt), GAIN_MIN_S)
+    if a.srtt + margin < b.srtt:
+        return True
+    if b.srtt + margin < a.srtt:
+        return False
+    return address_class(a.endpoint.ip) < address_class(b.endpoint.ip)
