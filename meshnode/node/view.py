@@ -72,5 +72,5 @@ def _traffic(house: House, key: NodePublic, wall: float, now: float) -> PeerTraf
         reason=found.reason,
         endpoint=found.endpoint,
         latency_s=found.latency_s,
-        candidates=tuple(str(c.endpoint) for c in found.candidates),
+        candidates=tuple(str(c) for c in found.candidates),
     )
