@@ -23,11 +23,11 @@ static void retry_syn(struct mn_stack *s, struct mn_conn *c)
 
 static bool is_hopeless(const struct mn_stack *s, const struct mn_conn *c)
 {
-    /* A peer that answers may keep its window shut for ever, but not once the application is gone. */
-    if (c->is_orphan)
-        return s->now - c->snd.stuck_at >= MN_GIVE_UP_ORPHAN;
     uint64_t since = c->snd.stuck_at > c->heard_at ? c->snd.stuck_at : c->heard_at;
-    return s->now - since >= MN_GIVE_UP;
+    /* A peer that answers may keep its window shut for ever, but not once the application is gone. */
+    if (c->is_orphan && c->snd.wnd == 0)
+        since = c->snd.stuck_at;
+    return s->now - since >= (c->is_orphan ? MN_GIVE_UP_ORPHAN : MN_GIVE_UP);
 }
 
 static void retransmit(struct mn_stack *s, struct mn_conn *c)

@@ -133,6 +133,16 @@ static void take_window(struct mn_conn *c, const struct mn_segment *g)
         d->max_wnd = d->wnd;
 }
 
+/* Timestamps tell retransmissions apart (RFC 7323 4), at the price of a millisecond's grain. But an ACK that was lost and
+ * sent again echoes an old stamp: if the last retransmission can have caused it, it is measured from there. */
+static uint64_t sample_stamp(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    uint64_t ms = mn_conn_ts_now(s, c) - g->tsecr, since = s->now - c->rtt.resent_at;
+    if (c->rtt.min_ns != 0 && since >= c->rtt.min_ns / 4 * 3 && since <= ms * MN_MS)
+        return since;
+    return ms < 120000 ? ms * MN_MS : 0;
+}
+
 /* A round-trip sample that came with this ACK; 0: none. */
 static uint64_t sample_rtt(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
@@ -142,11 +152,9 @@ static uint64_t sample_rtt(struct mn_stack *s, struct mn_conn *c, const struct m
         sample = s->now - r->timed_at;
         r->is_timing = false;
     } else if (c->ts.on && g->has_ts && (c->loss.in_recovery || c->loss.in_timeout)) {
-        /* Timestamps tell retransmissions apart (RFC 7323 4), at the price of a millisecond's grain. */
-        uint32_t ms = mn_conn_ts_now(s, c) - g->tsecr;
-        if (ms == 0 || ms >= 120000)
+        sample = sample_stamp(s, c, g);
+        if (sample == 0)
             return 0;
-        sample = ms * MN_MS;
     } else {
         return 0;
     }

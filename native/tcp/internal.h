@@ -53,7 +53,7 @@ enum {
 #define MN_KEEP_IDLE (120 * MN_SECOND)
 #define MN_KEEP_INTERVAL (30 * MN_SECOND)
 #define MN_GIVE_UP (15 * 60 * MN_SECOND)       /* R2 of RFC 9293 3.8.3 */
-#define MN_GIVE_UP_ORPHAN (100 * MN_SECOND)
+#define MN_GIVE_UP_ORPHAN (300 * MN_SECOND)
 #define MN_FIN_WAIT_2_NS (60 * MN_SECOND)
 #define MN_TIME_WAIT_NS (60 * MN_SECOND)
 #define MN_IDLE_RING (1 * MN_SECOND)

@@ -220,6 +220,7 @@ static bool resend_lost(struct mn_stack *s, struct mn_conn *c, struct burst *b)
         }
         mn_loss_on_retransmitted(c, seq, n + (has_fin ? 1 : 0));
         c->rtt.is_timing = false; /* Karn */
+        c->rtt.resent_at = s->now;
         c->retransmits++;
         s->stats.tcp_retransmits++;
     }

@@ -12,6 +12,8 @@
 struct mn_rtt {
     uint64_t srtt_ns, rttvar_ns; /* srtt 0: no sample yet */
     uint64_t rto_ns;
+    uint64_t min_ns; /* shortest sample; 0: none */
+    uint64_t resent_at; /* last retransmission */
     uint64_t timed_at; /* when the segment that ends at timed_seq left */
     uint32_t timed_seq;
     bool is_timing;
@@ -27,11 +29,15 @@ static inline void mn_rtt_take(struct mn_rtt *r, uint64_t sample_ns)
 {
     if (sample_ns == 0)
         sample_ns = 1;
+    if (r->min_ns == 0 || sample_ns < r->min_ns)
+        r->min_ns = sample_ns;
     if (r->srtt_ns == 0) {
         r->srtt_ns = sample_ns;
         r->rttvar_ns = sample_ns / 2;
     } else {
         uint64_t off = sample_ns > r->srtt_ns ? sample_ns - r->srtt_ns : r->srtt_ns - sample_ns;
+        if (sample_ns + r->rttvar_ns < r->srtt_ns)
+            off /= 8; /* a path that became shorter is no reason to wait longer */
         r->rttvar_ns = (3 * r->rttvar_ns + off) / 4;
         r->srtt_ns = (7 * r->srtt_ns + sample_ns) / 8;
     }
