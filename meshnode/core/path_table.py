@@ -249,15 +249,23 @@ def _key_unknown(p: PathBody) -> None:
 def _key_search(p: PathBody) -> None:
     if p.state is State.PROBING or p.is_live:
         p.start_probing("it restarted")
+    _greet_anew(p)
 
 
 def _key_direct(p: PathBody) -> None:
     p.degrade("it restarted")
-    p.out.append(Kick())
+    _greet_anew(p)
 
 
 def _key_degraded(p: PathBody) -> None:
     p.probe_all()
+    _greet_anew(p)
+
+
+def _greet_anew(p: PathBody) -> None:
+    """A process that restarted has lost its session; without this WireGuard notices after 15 s only."""
+    if p.is_live:
+        p.out.append(Kick())
 
 
 # 17 IDLE

@@ -7,6 +7,7 @@ Source: docs/protocol/paths.md 8.2, 8.3.
 from __future__ import annotations
 
 from enum import IntEnum
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from meshnode.base.addr import IP, Endpoint
@@ -22,6 +23,10 @@ LOSSLESS: Final = 0.05
 LOSS_SAMPLES: Final = 10
 FULL_SIZE: Final = 1360
 """Wire size of a full tunnel packet: 1280 inside, 80 around it."""
+
+
+_PRIVATE_V4: Final = (IPv4Network("10.0.0.0/8"), IPv4Network("172.16.0.0/12"), IPv4Network("192.168.0.0/16"))
+_PRIVATE_V6: Final = IPv6Network("fc00::/7")
 
 
 class Kind(IntEnum):
@@ -111,9 +116,9 @@ def address_class(ip: IP) -> int:
         return 0
     if ip.is_link_local:
         return 1
-    if ip.is_private:
-        return 2 if ip.version == 6 else 3
-    return 4 if ip.version == 6 else 5
+    if isinstance(ip, IPv6Address):
+        return 2 if ip in _PRIVATE_V6 else 4
+    return 3 if any(ip in network for network in _PRIVATE_V4) else 5
 
 
 def probe_order(candidate: Candidate) -> tuple[int, int]:

@@ -1,0 +1,1 @@
+"""Many nodes in virtual time with seeds; a failure prints its seed."""
