@@ -73,6 +73,7 @@ class Socks5Door:
         self.port = self._sock.getsockname()[1]
         self._scope = Scope("socks5")
         self._scope.spawn(self._accept(self._sock, self._scope), "accept")
+        _log.info("listening", host=self.host, port=self.port)
         return self
 
     async def __aexit__(self, *_: object) -> None:
