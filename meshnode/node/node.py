@@ -42,7 +42,7 @@ CONNECT_TIMEOUT_S: Final = 10.0
 PING_TIMEOUT_S: Final = 5.0
 LOGOUT_S: Final = 3.0
 """What an ephemeral node spends on saying good-bye; then control's own timeout removes it."""
-BACKLOG: Final = 128
+BACKLOG: Final = 1024
 
 
 class Node:
