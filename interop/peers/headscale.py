@@ -169,7 +169,7 @@ class Headscale:
     def expired_key(self, user: str = "lab") -> str:
         """A key that was good once and is expired now."""
         key = self._command("preauthkeys", "create", "-u", self.user(user), "-e", "1h")
-        self._command("preauthkeys", "expire", "-i", str(key["id"]))
+        self._run("preauthkeys", "expire", "-i", str(key["id"]))
         return str(key["key"])
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -182,12 +182,12 @@ class Headscale:
     def set_policy(self, policy: dict[str, Any]) -> None:
         path = self.folder / "policy.json"
         path.write_text(json.dumps(policy))
-        self._command("policy", "set", "-f", str(path))
+        self._run("policy", "set", "-f", str(path))
 
     def delete_node(self, name: str) -> None:
         node = self.node(name)
         assert node is not None, f"no node {name}"
-        self._command("nodes", "delete", "-i", str(node["id"]))
+        self._run("nodes", "delete", "-i", str(node["id"]))
 
 
 def addresses_of(node: dict[str, Any]) -> list[str]:

@@ -85,7 +85,13 @@ class Tailscaled:
         return next((p for p in peers if p["DNSName"].split(".")[0] == name), None)
 
     def wait_for_peer(self, name: str, timeout_s: float = 10.0) -> None:
-        until(lambda: self.peer(name) is not None, timeout_s, f"{self.name} learns of {name}")
+        """Until it knows the peer and its home relay: a first contact before that costs stock clients 5 s."""
+
+        def reachable() -> bool:
+            peer = self.peer(name)
+            return bool(peer and peer["Relay"])
+
+        until(reachable, timeout_s, f"{self.name} learns of {name} and its relay")
 
     def ping(self, target: str, *, timeout_s: float = 2.0) -> str:
         """One `tailscale ping`; returns its pong line, or "" if none came."""

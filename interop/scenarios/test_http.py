@@ -20,14 +20,10 @@ def test_userspace_stock_fetches_from_us(town: Town, form: str) -> None:
     town.bed.expect_hello(town.stock, _form(form, "mesh", town.mesh.addresses), "mesh")
 
 
+# A stock resolver answers only IPv4 for a name that has both (tailscale issue 1152): IPv6 goes by address.
 @pytest.mark.parametrize("form", ["full", "v4", "v6"])
 def test_tun_stock_fetches_from_us(town: Town, form: str) -> None:
     town.bed.expect_hello(town.tun, _form(form, "mesh", town.mesh.addresses), "mesh")
-
-
-@pytest.mark.parametrize("family", ["-4", "-6"])
-def test_tun_stock_resolves_both_families_of_our_name(town: Town, family: str) -> None:
-    town.bed.expect_hello(town.tun, "mesh.mesh.test", "mesh", family)
 
 
 @pytest.mark.parametrize("peer", ["stock", "tun"])
