@@ -57,7 +57,8 @@ def compile_flags() -> list[str]:
              "-fno-strict-overflow", "-fno-semantic-interposition", "-Wall", "-Wextra",
              "-Werror=implicit-function-declaration", "-Inative"]  # fmt: skip
     if sanitizers():
-        return [*flags, "-O1", "-g", "-fno-omit-frame-pointer", f"-fsanitize={sanitizers()}", "-fno-sanitize-recover=undefined"]
+        flags += ["-O1", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=undefined"]
+        return [*flags, f"-fsanitize={sanitizers()}"]
     return [*flags, "-O3", "-g0", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 
 

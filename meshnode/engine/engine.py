@@ -31,6 +31,8 @@ __all__ = ["PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
 
 BATCH = 256
 CLOSE_TIMEOUT_S = 2.0
+DRAIN_TIMEOUT_S = 0.5
+DRAIN_POLL_S = 0.005
 PING_BYTES = 56
 _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 
@@ -275,15 +277,31 @@ class Engine:
         """The newest handshake timestamp sent: keep it for the next run's `timestamp_floor`."""
         return self._native.last_timestamp()
 
+    async def drain(self, timeout_s: float = DRAIN_TIMEOUT_S) -> bool:
+        """Let the last bytes of connections their applications have closed leave; False: some did not in time.
+
+        A program that writes, closes and ends expects what a kernel would do: its bytes still arrive.
+        """
+        limit = self._loop.time() + timeout_s
+        while self._native.stats()["flows_ending"]:
+            if self._loop.time() >= limit:
+                return False
+            await asyncio.sleep(DRAIN_POLL_S)
+        return True
+
     def stop(self) -> None:
         """Stop the thread without the loop's help: for the end of the process. Idempotent."""
         self._closed = True
         self._native.close(CLOSE_TIMEOUT_S)
 
     async def aclose(self) -> None:
-        """End every connection, stop the thread, forget the keys. Idempotent."""
+        """End every connection, stop the thread, forget the keys. Idempotent.
+
+        Connections their applications have closed get a moment to deliver their last bytes.
+        """
         if self._closed:
             return
+        await self.drain()
         self._closed = True
         self._loop.remove_reader(self._native.event_fd)
         self._native.close(CLOSE_TIMEOUT_S)

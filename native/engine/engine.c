@@ -290,6 +290,7 @@ static void wind_up(struct mn_engine *e)
     mn_bridges_stop(e);
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
+    mn_sock_close(&e->socks); /* the ports are free at once, however long the object is held */
     drop_cores(e);
     mn_events_signal(&e->events);
     pthread_mutex_lock(&e->calls.lock);

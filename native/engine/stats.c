@@ -11,8 +11,9 @@
 #define SOCK_COUNTERS(X)                                                                                               \
     X(rx_calls)                                                                                                        \
     X(rx_buffers)                                                                                                      \
-    X(rx_datagrams) X(rx_bytes) X(rx_truncated) X(rx_kernel_drops) X(tx_calls) X(tx_runs) X(tx_datagrams) X(tx_bytes)  \
-        X(tx_dropped) X(tx_stalls) X(tx_fallbacks)
+    X(rx_datagrams)                                                                                                    \
+    X(rx_bytes) X(rx_truncated) X(rx_kernel_drops) X(tx_calls) X(tx_runs) X(tx_datagrams) X(tx_bytes) X(tx_dropped)    \
+        X(tx_stalls) X(tx_fallbacks)
 
 const char *const mn_engine_stat_names[] = {
 #define X(name) #name,
@@ -36,6 +37,7 @@ const char *const mn_engine_stat_names[] = {
     "udp_flows",
     "ring_bytes",
     "flows",
+    "flows_ending",
     "udp_rcvbuf",
     "udp_sndbuf",
     "udp_gso",
@@ -56,6 +58,15 @@ static void put(struct mn_answer *a, uint64_t value)
 {
     if (a->count < MN_STATS_MAX)
         a->values[a->count++] = value;
+}
+
+/* Connections whose application has closed and whose last bytes are still on their way. */
+static uint64_t count_ending(const struct mn_engine *e, uint32_t conns)
+{
+    uint64_t ending = conns > e->flows.count ? conns - e->flows.count : 0;
+    for (uint32_t i = 0; i < e->flows.high; i++)
+        ending += e->flows.table[i].id != 0 && e->flows.table[i].is_hung_up;
+    return ending;
 }
 
 static void put_engine(struct mn_engine *e, struct mn_answer *a)
@@ -83,6 +94,7 @@ static void put_engine(struct mn_engine *e, struct mn_answer *a)
     put(a, ip->udp_flows);
     put(a, ip->ring_bytes);
     put(a, e->flows.count);
+    put(a, count_ending(e, ip->tcp_conns));
     put(a, e->socks.rcvbuf);
     put(a, e->socks.sndbuf);
     put(a, e->socks.has_gso[MN_SOCK_V4] || e->socks.has_gso[MN_SOCK_V6]);

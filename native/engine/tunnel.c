@@ -383,7 +383,7 @@ int mn_tunnel_add_peer(struct mn_engine *e, const uint8_t key[32], uint32_t *pee
         return -ENOMEM;
     }
     struct mn_peer *p = &e->tunnel.peers[*peer];
-    if (!p->is_used) {
+    if (!p->is_used || memcmp(p->key, key, sizeof p->key) != 0) { /* new, or the device gave the slot anew */
         memset(p, 0, sizeof *p);
         p->is_used = true;
         memcpy(p->key, key, sizeof p->key);

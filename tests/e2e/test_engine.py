@@ -432,6 +432,20 @@ def test_closing_during_traffic() -> None:
     run("asyncio", work)
 
 
+@both_loops
+def test_last_bytes_leave_before_the_engine_ends(loop: str) -> None:
+    async def work() -> None:
+        async with pair() as (a, b):
+            client, server = await connected(a, b)
+            await asyncio.get_running_loop().sock_sendall(client, bytes(150_000))
+            client.close()
+            await a.engine.aclose()
+            assert len(await read_all(server)) == 150_000
+            server.close()
+
+    run(loop, work)
+
+
 SCRIPT_HEAD = """
 import os, sys
 from meshnode.engine import _native

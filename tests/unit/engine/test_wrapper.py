@@ -43,6 +43,9 @@ class FakeNative:
         taken, self.events = self.events[:limit], self.events[limit:]
         return taken
 
+    def stats(self) -> dict[str, int]:
+        return {"flows_ending": 0}
+
     def close(self, timeout_s: float) -> None:
         self.closed = True
 
