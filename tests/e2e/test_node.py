@@ -282,6 +282,7 @@ def test_leaving_is_quick_and_complete(loop: str) -> None:
                     started = asyncio.get_running_loop().time()
                 assert asyncio.get_running_loop().time() - started < 2.0
                 writer.close()
+            del node, one, other
             await until(lambda: open_files() <= before, "every descriptor is closed again")
 
     run(loop, work)
