@@ -36,7 +36,11 @@ void mn_stream_close(struct mn_stream *s)
 
 static ssize_t send_iov(int fd, const struct iovec *iov, int n)
 {
-    struct msghdr h = {.msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n};
+    union {
+        const struct iovec *given;
+        struct iovec *asked; /* sendmsg reads it only, and does not say so */
+    } pieces = {.given = iov};
+    struct msghdr h = {.msg_iov = pieces.asked, .msg_iovlen = (size_t)n};
     ssize_t sent;
     do {
         sent = sendmsg(fd, &h, MSG_NOSIGNAL | MSG_DONTWAIT);

@@ -50,7 +50,7 @@ static bool lane_grow(struct mn_lane *l, size_t cap)
     uint8_t *bigger = malloc(cap);
     if (bigger == NULL)
         return false;
-    if (l->used > 0)
+    if (l->cap > 0 && l->used > 0)
         lane_copy_out(l, 0, bigger, l->used);
     free(l->buf);
     l->buf = bigger;

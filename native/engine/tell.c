@@ -46,9 +46,9 @@ static struct mn_told *told_of(struct mn_peer *p, const struct mn_path *from)
 {
     if (mn_path_equal(&p->told[p->last_told].path, from))
         return &p->told[p->last_told];
-    for (uint8_t i = 0; i < MN_TOLD_PATHS; i++) {
+    for (unsigned i = 0; i < MN_TOLD_PATHS; i++) {
         if (mn_path_equal(&p->told[i].path, from)) {
-            p->last_told = i;
+            p->last_told = (uint8_t)i;
             return &p->told[i];
         }
     }

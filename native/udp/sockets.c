@@ -216,7 +216,7 @@ int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_R
     }
     s->rx_want = (unsigned)n == want ? MN_SOCK_RX_MAX : RX_IDLE;
     int kept = 0;
-    for (int i = 0; i < n; i++) {
+    for (unsigned i = 0; i < want && i < (unsigned)n; i++) {
         size_t len = msgs[i].msg_len;
         size_t seg = read_control(s, family, &msgs[i].msg_hdr);
         s->stats.rx_buffers++;
