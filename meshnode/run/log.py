@@ -19,7 +19,7 @@ REPEAT_S: Final = 10.0
 BURST: Final = 20
 """Equal sentences of one room within REPEAT_S; further ones are counted, not written."""
 _SECRET: Final = re.compile(
-    r"(privkey:|nlpriv:|tskey-[a-z]+-|hskey-[a-z]+-|Bearer\s+)[A-Za-z0-9_\-./+=]+", re.IGNORECASE
+    r"(privkey:|nlpriv:|tskey-[a-z]+-|hskey-(?!authreq-)[a-z]+-|Bearer\s+)[A-Za-z0-9_\-./+=]+", re.IGNORECASE
 )
 
 

@@ -140,6 +140,8 @@ class FileStore:
 
 
 def _why(error: OSError) -> str:
+    if isinstance(error, FileExistsError):
+        return "it is no directory"
     return (error.strerror or str(error)).lower()
 
 

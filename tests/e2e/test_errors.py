@@ -106,7 +106,8 @@ class Stage:
             text = text.replace(actual, word).replace(actual.partition("//")[2], word.partition("//")[2])
         text = text.replace(str(self.folder), "DIR")
         text = re.sub(r"process \d+", "process 4242", text)
-        return text.replace(str(self.node.endpoints[0].port), "41641").replace("|", "\\|")
+        text = re.sub(r"hskey-authreq-\S+", "hskey-authreq-ID", text)
+        return text.replace(str(self.node.status().endpoints[0].port), "41641").replace("|", "\\|")
 
 
 def _flag(name: str) -> str:
@@ -124,18 +125,18 @@ CASES: list[tuple[str, str, Argv]] = [
     ("unknown CA", "up --control-url https://127.0.0.1:8443", lambda s: s.up(control_url=s.tls)),
     ("no scheme", "up --control-url hs.lan", lambda s: s.up(control_url="hs.lan")),
     ("CA file is none", "up --ca-file /dev/null", lambda s: s.up(control_url=s.tls, ca_file="/dev/null")),
-    ("UDP port in use", "up --port 41641", lambda s: s.up(port=str(s.node.endpoints[0].port))),
+    ("UDP port in use", "up --port 41641", lambda s: s.up(port=str(s.node.status().endpoints[0].port))),
     ("SOCKS5 port in use", "up --socks5 127.0.0.1:8000", lambda s: s.up(socks5=s.web.removeprefix("http://"))),
-    ("damaged state", "up --state-dir DIR", lambda s: s.with_state("damaged", '{"version": 1, "machine_')),
-    ("newer state", "up --state-dir DIR", lambda s: s.with_state("newer", '{"version": 2}')),
-    ("state is a file", "up --state-dir DIR/node.toml", lambda s: s.up(state_dir=str(s.folder / "file"))),
-    ("state in use", "up --state-dir DIR", lambda s: s.up(state_dir=s.state)),
+    ("damaged state", "up --state-dir DIR/damaged", lambda s: s.with_state("damaged", '{"version": 1, "machine_')),
+    ("newer state", "up --state-dir DIR/newer", lambda s: s.with_state("newer", '{"version": 2}')),
+    ("state is a file", "up --state-dir DIR/file", lambda s: s.up(state_dir=str(s.folder / "file"))),
+    ("state in use", "up --state-dir DIR/running", lambda s: s.up(state_dir=s.state)),
     ("unknown setting", "up -c DIR/node.toml", lambda s: s.with_file('[tailscale]\nhostnam = "gpu-1"\n')),
     ("not TOML", "up -c DIR/node.toml", lambda s: s.with_file("[tailscale\n")),
     ("unknown name", "nc othr 80", lambda s: s.ask("nc", "othr", "80")),
     ("nothing listens", "nc other 81", lambda s: s.ask("nc", "other", "81")),
     ("nobody's address", "nc 100.64.9.9 80", lambda s: s.ask("nc", "100.64.9.9", "80")),
-    ("no node runs", "status --state-dir DIR", lambda s: ["status", "--state-dir", str(s.folder / "nobody")]),
+    ("no node runs", "status --state-dir DIR/nobody", lambda s: ["status", "--state-dir", str(s.folder / "nobody")]),
     ("unknown command", "statsu", lambda _: ["statsu"]),
 ]
 
