@@ -118,9 +118,10 @@ void mn_handshake_request(struct mn_wg *wg, struct mn_peer *p, bool is_retry, ui
         p->attempts = 0;
     if (!p->has_ss || mn_arena_forked(&wg->arena))
         return;
-    if (p->last_sent_handshake_ns != MN_LONG_AGO && now_ns - p->last_sent_handshake_ns < MN_REKEY_TIMEOUT_NS)
-        return;
-    initiate(wg, p, now_ns);
+    if (p->last_sent_handshake_ns == MN_LONG_AGO || now_ns - p->last_sent_handshake_ns >= MN_REKEY_TIMEOUT_NS)
+        initiate(wg, p, now_ns);
+    else if (is_retry) /* a response of ours came between: the retry is put off, not lost */
+        mn_timers_initiation_sent(wg, p, p->last_sent_handshake_ns);
 }
 
 /* A message on its way is sent again as it is: a peer that has seen it drops the copy, and its response to the first
