@@ -141,7 +141,7 @@ class FileStore:
 
 def _why(error: OSError) -> str:
     if isinstance(error, FileExistsError):
-        return "it is no directory"
+        return "not a directory"
     return (error.strerror or str(error)).lower()
 
 

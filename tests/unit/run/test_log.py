@@ -23,6 +23,12 @@ def test_keys_are_replaced_whoever_logs_them(sink: io.StringIO) -> None:
     assert "abab" not in text
 
 
+def test_a_login_address_stays_readable() -> None:
+    url = "https://hs.example/register/hskey-authreq-abc123"
+    assert log.redact(f"visit {url}") == f"visit {url}"
+    assert "abc123" not in log.redact("hskey-auth-abc123")
+
+
 def test_json_lines_parse(sink: io.StringIO) -> None:
     log.configure(stream=sink, as_json=True)
     log.get_logger("room").warning("went wrong\nbadly", peer="a b", count=3)

@@ -145,7 +145,7 @@ def test_not_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(StateError, match="cannot use .*: not a directory"):
         FileStore(tmp_path / "file" / "s").lock()
-    with pytest.raises(StateError, match="cannot use .*: it is no directory"):
+    with pytest.raises(StateError, match="cannot use .*: not a directory"):
         FileStore(tmp_path / "file").lock()
 
 
