@@ -58,9 +58,10 @@ class Side:
     handshakes: list[bool] = field(default_factory=list)
     relayed: int = 0
 
-    @property
-    def key(self) -> NodePublic:
-        return self.private.public()
+    key: NodePublic = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.key = self.private.public()
 
     @property
     def underlay(self) -> Endpoint:
