@@ -8,7 +8,7 @@ static void world_on_accept(struct world_side *d, struct world_end *e)
 {
     struct world *w = d->w;
     e->to_write = world_random(w) % 4 == 0 ? 0 : world_random(w) % (1 + (1U << (world_random(w) % 18)));
-    e->greed = world_random(w) % 3 == 0 ? (uint32_t)(1 + world_random(w) % 30000) : 0;
+    e->greed = world_random(w) % 3 == 0 ? (uint32_t)(500 + world_random(w) % 30000) : 0;
 }
 
 /* Once an end has written everything it says so, or closes, or (rarely) aborts. */
@@ -130,9 +130,9 @@ static void run_seed(uint64_t seed, uint64_t *trace)
         int from = (int)(world_random(w) % 2), to = world_random(w) % 8 == 0 ? from : 1 - from;
         uint64_t bytes = world_random(w) % (1 + (1U << (world_random(w) % 20)));
         int k = world_connect(w, from, to, world_random(w) % 2 == 0, bytes);
-        w->side[from].ends[k].greed = world_random(w) % 3 == 0 ? (uint32_t)(1 + world_random(w) % 30000) : 0;
+        w->side[from].ends[k].greed = world_random(w) % 3 == 0 ? (uint32_t)(500 + world_random(w) % 30000) : 0;
     }
-    run_to_end(w, 3600 * MN_SECOND, 2000000);
+    run_to_end(w, (w->loss > 0.1 ? 12 : 1) * 3600 * MN_SECOND, 2000000);
     check_ends(w);
     *trace = w->trace;
     world_stop(w);
