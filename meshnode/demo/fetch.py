@@ -59,10 +59,7 @@ def fetch(door_port: int, method: str, url: str, headers: list[str], body: str) 
         head, rest = _head(sock)
         first_s = time.monotonic() - started
         status = int(head.split(b" ", 2)[1])
-        length = next(
-            (int(x.split(b":")[1]) for x in head.split(b"\r\n") if x.lower().startswith(b"content-length:")), 0
-        )
-        answer = _body(sock, rest, length)
+        answer = _body(sock, rest, _length(head))
     return {"status": status, "first_s": first_s, "seconds": time.monotonic() - started} | answer
 
 
@@ -75,6 +72,11 @@ def _head(sock: socket.socket) -> tuple[bytes, bytes]:
         data += part
     head, _, rest = data.partition(b"\r\n\r\n")
     return head, rest
+
+
+def _length(head: bytes) -> int:
+    fields = (line.partition(b":") for line in head.split(b"\r\n")[1:])
+    return next((int(value) for name, _, value in fields if name.lower() == b"content-length"), 0)
 
 
 def _body(sock: socket.socket, rest: bytes, length: int) -> dict[str, Any]:

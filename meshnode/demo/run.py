@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from meshnode.base.errors import DialError, MeshError
@@ -50,7 +50,7 @@ async def _play(keep: bool) -> int:
         async with build() as stage:
             try:
                 async with asyncio.timeout(BUDGET_S):
-                    await _story(stage)
+                    await _while_alive(stage, _story(stage))
                 say(f"\nEverything held, in {time.monotonic() - started:.1f} s.")
                 if keep:
                     await _keep(stage)
@@ -67,6 +67,26 @@ async def _play(keep: bool) -> int:
 def say(text: str = "") -> None:
     """One line for the reader, at once."""
     print(text, flush=True)
+
+
+async def _while_alive(stage: Stage, work: Coroutine[Any, Any, None]) -> None:
+    """Do `work`; a node that ends meanwhile ends it at once instead of by a time-out."""
+    async with Scope("story") as scope:
+        telling = scope.spawn(_outcome(work), "tell")
+        await asyncio.wait({telling, stage.on_child_end}, return_when=asyncio.FIRST_COMPLETED)
+        if stage.on_child_end.done():
+            raise Broken(stage.on_child_end.result())
+        if (error := telling.result()) is not None:
+            raise error
+
+
+async def _outcome(work: Coroutine[Any, Any, None]) -> Exception | None:
+    """The error of `work` as a value: it is raised by the caller, not logged as a bug."""
+    try:
+        await work
+    except Exception as error:
+        return error
+    return None
 
 
 async def _story(stage: Stage) -> None:
@@ -160,9 +180,8 @@ async def _transfer(stage: Stage, laptop: Child, *, is_relayed: bool) -> None:
     if bool(pong["Endpoint"]) == is_relayed:
         raise Broken(f"the pong came via {pong['Endpoint'] or 'the relay'}")
     way = pong["Endpoint"] or f"relay {pong['DERPRegionCode']}"
-    say(
-        f"  ping             pong from {pong['NodeName']} ({pong['NodeIP']}) via {way} in {_ms(pong['LatencySeconds'])}"
-    )
+    latency = _ms(pong["LatencySeconds"])
+    say(f"  ping             pong from {pong['NodeName']} ({pong['NodeIP']}) via {way} in {latency}")
     before = stage.relayed_bytes()
     answer = await stage.fetch("GET", f"http://worker/{FILE}")
     carried = stage.relayed_bytes() - before
@@ -205,7 +224,4 @@ A third node, with whatever you like to serve:
   MESHNODE_USE_LOOPBACK=true meshnode up --control-url {stage.control.url} \\
       --auth-key {key} --hostname third --state-dir mem: --serve http:80=.
 """)
-    async with Scope("demo") as scope:
-        ended = {scope.spawn(child.process.wait(), child.name) for child in stage.children}
-        await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
-    raise Broken("a node ended by itself")
+    raise Broken(await stage.on_child_end)

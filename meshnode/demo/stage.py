@@ -30,6 +30,7 @@ from meshnode.local.client import Door
 from meshnode.local.paths import socket_path
 from meshnode.relay.server import RelayServer
 from meshnode.run.clock import Clock
+from meshnode.run.scope import Scope
 
 REGION: Final = 900
 DOMAIN: Final = "demo.test"
@@ -67,11 +68,11 @@ class Child:
         """Its stderr."""
         return self.folder / f"{self.name}.log"
 
-    def ask(self, path: str, **query: str) -> Any:
+    def ask(self, path: str, **query: Any) -> Any:
         """GET a question of its local socket; blocking."""
         return Door(socket_path(str(self.state_dir), os.environ)).get(path, **query)
 
-    def tell(self, path: str, **query: str | float) -> Any:
+    def tell(self, path: str, **query: Any) -> Any:
         """POST to its local socket; blocking."""
         return Door(socket_path(str(self.state_dir), os.environ)).post(path, **query)
 
@@ -92,7 +93,8 @@ class Child:
             line = ""
         words = line.split()
         if not words or words[0] != "ready":
-            raise Broken(f"the node {self.name} is not ready within {READY_S:g} s; see its log above")
+            what = "ended before it was ready" if self.process.stdout.at_eof() else f"is not ready within {READY_S:g} s"
+            raise Broken(f"the node {self.name} {what}; see its log above")
         self.ready_s = time.monotonic() - self.started_at
         self.fqdn, self.addresses = words[1], tuple(words[2:])
 
@@ -116,6 +118,9 @@ class Stage:
     control: ControlServer
     relay: RelayServer
     token: str
+    scope: Scope
+    on_child_end: asyncio.Future[str]
+    """Set to a sentence once a node ends."""
     children: list[Child] = field(default_factory=list)
     digest: str = ""
     door_port: int = 0
@@ -142,25 +147,29 @@ class Stage:
         return child
 
     async def _start(self, name: str, words: list[str], environment: dict[str, str]) -> Child:
-        kept = {
-            key: value for key, value in os.environ.items() if not key.startswith(("MESHNODE_", "TS_", "TAILSCALE_"))
-        }
+        ours = ("MESHNODE_", "TS_", "TAILSCALE_")
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         argv = [sys.executable, "-m", "meshnode", *words, "--control-url", self.control.url, "--hostname", name]
         argv += ["--state-dir", str(self.folder / name), "--auth-key", "env:MESHNODE_DEMO_KEY"]
         given = {"MESHNODE_DEMO_KEY": self.control.add_key(), "MESHNODE_USE_LOOPBACK": "true"}
-        with open(self.folder / f"{name}.log", "wb") as log:
-            started_at = time.monotonic()
+        env = kept | given | environment
+        log = os.open(self.folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        started_at = time.monotonic()
+        try:
             process = await asyncio.create_subprocess_exec(
-                *argv,
-                stdin=DEVNULL,
-                stdout=PIPE,
-                stderr=log,
-                env=kept | given | environment,
-                preexec_fn=_die_with_parent,
+                *argv, stdin=DEVNULL, stdout=PIPE, stderr=log, env=env, preexec_fn=_die_with_parent
             )
+        finally:
+            os.close(log)
         child = Child(name, self.folder, process, started_at)
         self.children.append(child)
+        self.scope.spawn(self._watch(child), name)
         return child
+
+    async def _watch(self, child: Child) -> None:
+        code = await child.process.wait()
+        if not self.on_child_end.done():
+            self.on_child_end.set_result(f"the node {child.name} ended with {code}; see its log above")
 
     async def fetch(self, method: str, url: str, *headers: str, body: str = "") -> dict[str, Any]:
         """One request through the laptop's door, by a program of its own. Broken with its complaint."""
@@ -210,12 +219,14 @@ async def build() -> AsyncIterator[Stage]:
         try:
             regions = {"Regions": {str(REGION): _region(relay.port, pin)}}
             async with ControlServer(clock=Clock(), domain=DOMAIN, relays=regions) as control:
-                stage = Stage(folder, control, relay, secrets.token_urlsafe(18))
-                stage.site.mkdir()
-                try:
-                    yield stage
-                finally:
-                    await asyncio.gather(*(child.stop() for child in stage.children))
+                ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+                async with Scope("stage") as scope:
+                    stage = Stage(folder, control, relay, secrets.token_urlsafe(18), scope, ended)
+                    stage.site.mkdir()
+                    try:
+                        yield stage
+                    finally:
+                        await asyncio.gather(*(child.stop() for child in stage.children))
         finally:
             await relay.aclose()
     finally:

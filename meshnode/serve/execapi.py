@@ -16,6 +16,7 @@ from aiohttp import web
 
 from meshnode.base import bounds
 from meshnode.run.log import get_logger
+from meshnode.run.scope import Scope
 from meshnode.serve.access import Rate, Tokens
 from meshnode.serve.ingress import Identify
 from meshnode.serve.jobs import Outcome, run_command
@@ -70,16 +71,19 @@ class ExecApi:
         self._spec = spec
         self._tokens = tokens
         self._identify = identify
+        self._scope: Scope
         self._rate = Rate(spec.rate, spec.rate_window_s)
         self._failures = Rate(FAILURES_PER_MINUTE, 60.0)
         self._all = _Places(spec.concurrency, sum(c.queue for c in spec.capabilities.values()))
         self._each = {c.name: _Places(c.concurrency, c.queue) for c in spec.capabilities.values()}
 
     async def __aenter__(self) -> Self:
+        self._scope = Scope("exec")
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        return None
+        # Connections may be gone already: what still runs is ended here, and waited for.
+        await self._scope.aclose()
 
     async def __call__(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path.partition("?")[0]
@@ -170,9 +174,9 @@ class ExecApi:
             return _answer(503, {"error": "Capability unavailable", "reason": f"{tool} is not installed"})
         try:
             async with self._each[capability.name], self._all:
-                outcome = await run_command(
-                    argv, env=capability.env, timeout_s=capability.timeout_s, output_max=capability.output_max
-                )
+                outcome = await self._scope.spawn(_attempt(capability, argv), capability.name)
+            if isinstance(outcome, OSError):
+                raise outcome
         except Busy:
             return _answer(503, {"error": "Busy", "capability": capability.name}, **{"Retry-After": str(BUSY_RETRY_S)})
         except OSError as error:
@@ -186,6 +190,16 @@ class ExecApi:
             peer=self._who(request),
         )
         return _answer(504 if outcome.timed_out else 200, _describe(capability, outcome))
+
+
+async def _attempt(capability: Capability, argv: list[str]) -> Outcome | OSError:
+    """The outcome, or why there is none, as a value: it is the caller's answer, not a bug of the scope's."""
+    try:
+        return await run_command(
+            argv, env=capability.env, timeout_s=capability.timeout_s, output_max=capability.output_max
+        )
+    except OSError as error:
+        return error
 
 
 def _describe(capability: Capability, outcome: Outcome) -> dict[str, Any]:

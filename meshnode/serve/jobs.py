@@ -45,7 +45,8 @@ class Outcome:
 
 async def run_command(argv: Sequence[str], *, env: Mapping[str, str], timeout_s: float, output_max: int) -> Outcome:
     """Run to the end, or to the end of the time. OSError: it cannot be started."""
-    folder = await asyncio.to_thread(tempfile.mkdtemp, prefix="meshnode-job-")
+    # Not in a thread: cancelled there, it would leave a directory that nobody knows of.
+    folder = tempfile.mkdtemp(prefix="meshnode-job-")
     try:
         return await _run_in(folder, argv, env, timeout_s, output_max)
     finally:
