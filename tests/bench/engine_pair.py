@@ -69,7 +69,7 @@ async def in_thread(work: Any, *args: Any) -> Any:
 
 def echo(sock: socket.socket, count: int) -> None:
     for _ in range(count):
-        data = sock.recv(100)
+        data = sock.recv(100, socket.MSG_WAITALL)
         sock.sendall(data)
 
 
@@ -79,7 +79,7 @@ def ask(sock: socket.socket, count: int) -> list[float]:
     for _ in range(count):
         started = time.perf_counter()
         sock.sendall(message)
-        sock.recv(100)
+        sock.recv(100, socket.MSG_WAITALL)
         times.append(time.perf_counter() - started)
     return times
 
