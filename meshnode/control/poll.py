@@ -9,7 +9,8 @@ Source: docs/protocol/control.md 4.2 to 4.9, 12.3.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from meshnode.base.errors import ControlError, MeshError, RemoteProtocolError, VersionRejected
 from meshnode.base.units import Seconds
@@ -30,7 +31,8 @@ WATCHDOG_S: Final = 120.0
 DEBOUNCE_S: Final = 0.25
 HEARTBEAT_S: Final = 25 * 60.0
 PARSE_ASIDE: Final = 256 * 1024
-"""Messages larger than this are parsed on a thread, so that PING is answered meanwhile."""
+"""Messages larger than this are read on a thread, so that PING is answered meanwhile: ten thousand
+peers take more than a second."""
 SLEEP_MAX_S: Final = 300.0
 SKEW_IGNORED_S: Final = 60.0
 SKEW_FLOOR: Final = 1673308800.0
@@ -38,6 +40,8 @@ SKEW_FLOOR: Final = 1673308800.0
 EXPIRY_GRACE_S: Final = 10.0
 EMPTY_POLLS_LIMIT: Final = 5
 
+P = ParamSpec("P")
+T = TypeVar("T")
 _log = get_logger("control")
 
 
@@ -118,10 +122,8 @@ class MapPoll:
         if payload == self._keep_alive:
             self._client.counters["keepalives"] += 1
             return
-        if len(payload) > PARSE_ASIDE:
-            message = await asyncio.get_running_loop().run_in_executor(None, _parse, payload)
-        else:
-            message = _parse(payload)
+        aside = asyncio.to_thread if len(payload) > PARSE_ASIDE else _here
+        message = await aside(_parse, payload)
         self._side_effects(message)
         if message.keep_alive:
             self._client.counters["keepalives"] += 1
@@ -130,7 +132,7 @@ class MapPoll:
             return
         await self._obey(message.debug)
         first = not self._maps
-        netmap = self._fold.apply(message, self._client.wall)
+        netmap = await aside(self._fold.apply, message, self._client.wall)
         self._maps += 1
         self._client.counters["maps"] += 1
         if first:
@@ -222,6 +224,11 @@ class MapPoll:
         """End the session from a task beside the stream; `run` raises this error."""
         self._trouble = self._trouble or error
         self._session.close(ControlError(str(error)))
+
+
+async def _here(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The same face as asyncio.to_thread, without the thread."""
+    return call(*args, **kwargs)
 
 
 def _parse(payload: bytes) -> tailcfg.MapResponse:

@@ -29,7 +29,8 @@ def node_of(wire: tailcfg.WireNode, *, wall: Unix) -> Node:
         raise RemoteProtocolError("the control server sent a node without an id or a key")
     addresses = prefixes(wire.addresses or ())
     # Absent means "the same"; an empty list really means none.
-    allowed = addresses if wire.allowed_ips is None else prefixes(wire.allowed_ips)
+    same = wire.allowed_ips is None or wire.allowed_ips == wire.addresses
+    allowed = addresses if same else prefixes(wire.allowed_ips or ())
     if wire.unsigned_peer_api_only:
         allowed = addresses
     expiry = tailcfg.parse_time(wire.key_expiry)
