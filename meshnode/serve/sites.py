@@ -114,9 +114,10 @@ def parse_target(text: str, rule: str = "") -> Target:
     if path.exists():
         raise ConfigError(f"serve: {rule!r}: {text} is a file; serve the directory that holds it")
     if re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]*):[0-9]{1,5}", text):
-        host, port = split_host_port(text, default_host="127.0.0.1")
-        if port:
-            return Upstream("http", host, port)
+        host, _, digits = text.rpartition(":")
+        if 0 < int(digits) < 65536:
+            return Upstream("http", host.strip("[]") or "127.0.0.1", int(digits))
+        raise ConfigError(f"serve: {rule!r}: {digits} is no port; use 1 to 65535")
     raise ConfigError(f"serve: {rule!r}: {text} is no directory here, and neither a URL nor HOST:PORT")
 
 
@@ -126,13 +127,13 @@ def _parse_url(text: str, rule: str) -> Upstream:
         port = url.port
     except ValueError as error:
         raise ConfigError(f"serve: {rule!r}: {str(error).lower()}") from None
+    if url.username or url.password or url.query or url.fragment:
+        raise ConfigError(f"serve: a target URL holds more than scheme, host, port and path  ({url.hostname})")
     scheme, _, extra = url.scheme.partition("+")
     if scheme not in ("http", "https") or extra not in ("", "insecure") or (extra and scheme == "http"):
         raise ConfigError(f"serve: {rule!r}: the scheme is {url.scheme}; use http, https or https+insecure")
     if not url.hostname:
         raise ConfigError(f"serve: {rule!r} names no host; write http://HOST[:PORT]")
-    if url.username or url.password or url.query or url.fragment:
-        raise ConfigError(f"serve: a target URL holds more than scheme, host, port and path  ({url.hostname})")
     default = 443 if scheme == "https" else 80
     return Upstream(scheme, url.hostname, port or default, url.path.rstrip("/"), verify=not extra)
 

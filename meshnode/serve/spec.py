@@ -357,7 +357,7 @@ class _Reader:
     def _where(self, path: tuple[str, ...]) -> str:
         """`caps.toml:7`, the line of the field, or of the nearest table above it."""
         while path:
-            number = next((n for n, found in self._walk() if found == path), None)
+            number = next((n for n, found in self._walk() if found[: len(path)] == path), None)
             if number is not None:
                 return f"{self.name}:{number}"
             path = path[:-1]
