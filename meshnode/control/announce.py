@@ -54,7 +54,7 @@ class Announcement:
         self._disco = disco or self._disco
         if hostinfo is not None:
             self._hostinfo = dict(hostinfo)
-        if net_info is not None and _steady(net_info) != _steady(self._net_info):
+        if net_info is not None and (not self._net_info or _steady(net_info) != _steady(self._net_info)):
             # Otherwise the one sent before is sent again, latencies and all.
             self._net_info = dict(net_info)
         if self._material() != before:

@@ -16,7 +16,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from meshnode.base.bounds import KEY_REPLY_MAX
-from meshnode.base.errors import MeshError, RemoteProtocolError
+from meshnode.base.errors import ControlError, MeshError, RemoteProtocolError
 from meshnode.control.dial import Server, exchange, open_pipe
 from meshnode.control.session import Session
 from meshnode.netmap.tailcfg import WirePing
@@ -48,11 +48,10 @@ class PingAnswerer:
             async with asyncio.timeout(HEAD_TIMEOUT_S):
                 if ping.types == "c2n":
                     await self._answer_c2n(url, ping.payload or "", session)
-                elif not ping.types:
-                    await self._answer_head(url, bool(ping.url_is_noise), session)
+                elif ping.types:
+                    raise ControlError(f"pings of the kind {ping.types[:40]!r} are not answered")
                 else:
-                    _log.debug("ping of a kind we do not answer", types=ping.types[:40])
-                    return
+                    await self._answer_head(url, bool(ping.url_is_noise), session)
             self.answered += 1
         except (MeshError, OSError, TimeoutError) as error:
             _log.warning("a ping of the control server could not be answered", error=str(error))
@@ -65,8 +64,7 @@ class PingAnswerer:
             return
         asked = Server.parse(url)
         if (asked.scheme, asked.host, asked.port) != (self._server.scheme, self._server.host, self._server.port):
-            _log.warning("refused a ping towards another host than the control server", host=asked.host)
-            return
+            raise ControlError(f"a ping towards {asked.authority}, which is not the control server, was refused")
         pipe = await open_pipe(self._server, self._tls)
         try:
             http = ClientHttp(self._server.authority, body_limit=KEY_REPLY_MAX)

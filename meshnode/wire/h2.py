@@ -26,6 +26,8 @@ CONNECTION_WINDOW: Final = 1 << 30
 DEFAULT_WINDOW: Final = 65_535
 HEADER_LIST_MAX: Final = 65_536
 STREAMS_MAX: Final = 100
+FRAME_MAX: Final = 16_384 + 9
+"""The largest frame we allow the other side, its header included."""
 BODY_WAITING_MAX: Final = 8 << 20
 """Our own bytes waiting for the other side's window, per stream; a reader slower than that is dropped."""
 
@@ -115,6 +117,9 @@ class _Half:
             out: list[Event] = []
             for event in raw:
                 self._take(event, out)
+            if len(self._h2.incoming_buffer._data) > FRAME_MAX:
+                # The library looks at a frame's length only once it has all of it.
+                raise RemoteProtocolError(f"HTTP/2 frame of more than {FRAME_MAX} bytes")
             return out
         except (H2Error, ValueError, KeyError, IndexError, RecursionError) as error:
             # hpack and hyperframe let a few builtins through on rubbish.

@@ -159,6 +159,13 @@ def test_push_is_refused() -> None:
         wire.client.receive(frame)
 
 
+def test_an_overlong_frame_is_refused_before_it_is_complete() -> None:
+    wire = Wire()
+    with pytest.raises(RemoteProtocolError, match="more than"):
+        for _ in range(5):
+            wire.client.receive(b"\x7f\xff\xff\0\0\0\0\0\1" + bytes(8000))
+
+
 def test_server_answers_to_a_stream_that_is_gone() -> None:
     wire = Wire()
     ident = wire.client.request("POST", "/")
