@@ -235,8 +235,10 @@ void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
         r->fin_known = true;
         r->fin_seq = end;
     }
-    if (mn_seq_lt(r->edge, end))
+    if (mn_seq_lt(r->edge, end)) {
         end = r->edge;
+        c->ack.now = true; /* the peer believes in room that is not there */
+    }
     if (r->fin_known && mn_seq_lt(r->fin_seq, end))
         end = r->fin_seq;
     seq = mn_seq_max(seq, r->nxt);
