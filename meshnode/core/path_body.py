@@ -364,8 +364,8 @@ class PathBody:
     def _planned_direct(self, now: float) -> Endpoint | None:
         if self.act is not None:
             return self.act.endpoint
-        if self.state is State.UNKNOWN:
-            return self.hint if now < self.hint_until else None
+        if self.state is State.UNKNOWN and self.hint is not None and now < self.hint_until:
+            return self.hint
         if self.is_relay_up:
             return None
         best = self.spray(now)

@@ -362,7 +362,7 @@ class World:
 def broken(path: PeerPath, now: float, route: Route) -> str:
     """Which invariant does not hold; '' if all do."""
     act, state = path.act, path.state
-    has_way = path.is_relay_up or act is not None or bool(path.spray(now))
+    has_way = path.is_relay_up or act is not None or bool(path.spray(path.now))
     if has_way and route.mode == Mode.NONE:
         return "I1: a way is known and the engine has none"
     if state is State.DEGRADED and path.is_relay_up and route.mode != Mode.BOTH:

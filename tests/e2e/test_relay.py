@@ -1,0 +1,536 @@
+"""Our relay client and our relay on loopback: plain and TLS, asyncio and uvloop, and what goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hashlib
+import ipaddress
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from meshnode.base.addr import RegionId
+from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
+from meshnode.relay.admit import allow_keys
+from meshnode.relay.pool import RelayPool, RelayState
+from meshnode.relay.server import RelayServer
+from meshnode.run.clock import Clock
+from meshnode.wire import derp
+from meshnode.wire.disco import MAGIC
+
+CLOCK = Clock()
+REGION = RegionId(900)
+DISCO = MAGIC + bytes(80)
+LIMIT_S = 10.0
+
+
+@dataclass
+class Certificate:
+    """A self-signed certificate for 127.0.0.1 and localhost."""
+
+    path: Path
+    pin: str
+
+    def server(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.path)
+        return context
+
+
+def make_certificate(folder: Path, *names: str, days: int = 1) -> Certificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "relay")])
+    now = datetime.datetime.now(datetime.UTC)
+    alternatives: list[x509.GeneralName] = []
+    for text in names:
+        is_ip = text[0].isdigit()
+        alternatives.append(x509.IPAddress(ipaddress.ip_address(text)) if is_ip else x509.DNSName(text))
+    start = now - datetime.timedelta(days=30 if days < 0 else 1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(now + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path = folder / f"{'-'.join(names)}{days}.pem"
+    path.write_bytes(pem + secret)
+    der = certificate.public_bytes(serialization.Encoding.DER)
+    return Certificate(path, "sha256-raw:" + hashlib.sha256(der).hexdigest())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return make_certificate(tmp_path_factory.mktemp("certs"), "127.0.0.1", "localhost")
+
+
+@dataclass
+class Client:
+    """A pool and what it was told."""
+
+    pool: RelayPool
+    key: NodePublic
+    got: list[tuple[int, NodePublic, bytes]] = field(default_factory=list)
+    gone: list[tuple[int, NodePublic, int]] = field(default_factory=list)
+    states: list[RelayState] = field(default_factory=list)
+
+    def state(self) -> RelayState:
+        found = self.pool.status()
+        return found[0].state if found else RelayState.CLOSED
+
+
+async def until(wanted: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+    async with asyncio.timeout(limit_s):
+        while not wanted():
+            await asyncio.sleep(0.002)
+
+
+class Bed:
+    """Pools and servers that are closed at the end."""
+
+    def __init__(self) -> None:
+        self.pools: list[RelayPool] = []
+        self.servers: list[RelayServer] = []
+
+    async def server(self, port: int = 0, **about: Any) -> RelayServer:
+        server = RelayServer(clock=CLOCK, **about)
+        await server.start(port=port)
+        self.servers.append(server)
+        return server
+
+    async def client(self, relays: RelayMap, *, connected: bool = True, **about: Any) -> Client:
+        private = about.pop("private", None) or NodePrivate.generate(CLOCK.entropy)
+        home = about.pop("home", REGION)
+        client = Client(RelayPool(private, clock=CLOCK, **about), private.public())
+        self.pools.append(client.pool)
+        client.pool.on_packet = lambda *a: client.got.append(a)
+        client.pool.on_peer_gone = lambda *a: client.gone.append(a)
+        client.pool.on_state = lambda _, state: client.states.append(state)
+        client.pool.set_map(relays)
+        client.pool.set_home(home)
+        if connected:
+            await until(lambda: client.state() is RelayState.CONNECTED)
+        return client
+
+    async def aclose(self) -> None:
+        for pool in self.pools:
+            assert not pool.failed.done() or pool.failed.cancelled()
+            await pool.aclose()
+        for server in self.servers:
+            await server.aclose()
+            assert not server.client_count
+
+
+def run(scenario: Callable[[Bed], Awaitable[None]], *, uvloop: bool = False) -> None:
+    async def main() -> None:
+        bed = Bed()
+        try:
+            await scenario(bed)
+        finally:
+            await bed.aclose()
+
+    if uvloop:
+        factory = pytest.importorskip("uvloop").new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+    else:
+        asyncio.run(main())
+
+
+async def exchange(a: Client, b: Client) -> None:
+    for sender, receiver in ((a, b), (b, a)):
+        before = len(receiver.got)
+        assert sender.pool.send(REGION, receiver.key, b"\x04" + bytes(1000))
+        await until(lambda r=receiver, n=before: len(r.got) > n)
+        assert receiver.got[-1] == (REGION, sender.key, b"\x04" + bytes(1000))
+
+
+@pytest.mark.parametrize("uvloop", [False, True])
+def test_plain(uvloop: bool) -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        a, b = [await bed.client(server.relay_map(), plain=True) for _ in range(2)]
+        await exchange(a, b)
+        assert a.states == [RelayState.CONNECTING, RelayState.CONNECTED]
+        await until(lambda: all(m.is_home for c in (a, b) for m in server.fanout.members(c.key.raw)))
+
+    run(scenario, uvloop=uvloop)
+
+
+@pytest.mark.parametrize("uvloop", [False, True])
+@pytest.mark.parametrize("how", ["ca_file", "pin", "insecure", "name"])
+def test_tls(how: str, uvloop: bool, certificate: Certificate) -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server(tls=certificate.server())
+        region = server.region("127.0.0.1")
+        about: dict[str, Any] = {"ca_file": str(certificate.path)} if how in ("ca_file", "name") else {}
+        changes: dict[str, Any] = {}
+        if how == "pin":
+            changes = {"cert_name": certificate.pin}
+        elif how == "name":
+            changes = {"host": "relay.invalid", "cert_name": "localhost"}
+        elif how == "insecure":
+            changes, about = {"insecure": True}, {"allow_insecure": True}
+        relays = with_node(region, **changes)
+        await exchange(await bed.client(relays, **about), await bed.client(relays, **about))
+
+    run(scenario, uvloop=uvloop)
+
+
+def with_node(region: RelayRegion, **changes: Any) -> RelayMap:
+    return RelayMap({region.id: replace(region, nodes=(replace(region.nodes[0], **changes),))})
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "words"),
+    [
+        ({}, {}, "not trusted"),
+        ({"insecure": True}, {}, "not trusted"),
+        ({"cert_name": "sha256-raw:" + "00" * 32}, {}, "not the one pinned"),
+        ({"host": "other.example"}, {"ca": True}, "not for other.example"),
+        ({"cert_name": "other.example"}, {"ca": True}, "not for other.example"),
+    ],
+)
+def test_certificates_are_never_skipped(
+    changes: dict[str, Any], about: dict[str, Any], words: str, certificate: Certificate
+) -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server(tls=certificate.server())
+        options = {"ca_file": str(certificate.path)} if about else {}
+        relays = with_node(server.region("127.0.0.1"), **changes)
+        client = await bed.client(relays, connected=False, **options)
+        await until(lambda: client.pool.status()[0].error)
+        assert words in client.pool.status()[0].error
+        assert RelayState.CONNECTED not in client.states and not server.client_count
+
+    run(scenario)
+
+
+def test_a_pinned_certificate_must_be_in_date_and_for_the_host(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        for made, words in (
+            (make_certificate(tmp_path, "127.0.0.1", days=-2), "outside its dates"),
+            (make_certificate(tmp_path, "other.example"), "for other.example, not for 127.0.0.1"),
+        ):
+            server = await bed.server(tls=made.server())
+            relays = with_node(server.region("127.0.0.1"), cert_name=made.pin)
+            client = await bed.client(relays, connected=False)
+            await until(lambda c=client: c.pool.status()[0].error)
+            assert words in client.pool.status()[0].error
+
+    run(scenario)
+
+
+def test_nodes_are_tried_in_order_and_every_failure_is_named() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            free = unused.getsockname()[1]
+        dead = RelayNode("900z", REGION, "127.0.0.1", ipv4="127.0.0.1", port=free, stun_port=-1)
+        stun = replace(dead, name="900s", stun_only=True)
+        good = server.region("127.0.0.1").nodes[0]
+        client = await bed.client(RelayMap({REGION: RelayRegion(REGION, "x", "x", (stun, dead, good))}), plain=True)
+        assert client.pool.status()[0].node == good.name
+        lost = await bed.client(
+            RelayMap({REGION: RelayRegion(REGION, "x", "x", (stun, dead))}), plain=True, connected=False
+        )
+        await until(lambda: lost.pool.status()[0].error)
+        assert f"127.0.0.1:{free}" in lost.pool.status()[0].error
+        await until(lambda: lost.states[-1] is RelayState.DOWN)
+
+    run(scenario)
+
+
+def test_admission() -> None:
+    async def scenario(bed: Bed) -> None:
+        member = NodePrivate.generate(CLOCK.entropy)
+        server = await bed.server(admit=allow_keys([member.public()]))
+        await bed.client(server.relay_map(), plain=True, private=member)
+        stranger = await bed.client(server.relay_map(), plain=True, connected=False)
+        await until(lambda: stranger.pool.status()[0].error)
+        assert "without admitting us" in stranger.pool.status()[0].error
+        assert server.client_count == 1 and server.counters["refused"] >= 1
+        server.close_keys([member.public()])
+        assert server.client_count == 0
+
+    run(scenario)
+
+
+def test_admission_that_fails_or_hangs_is_a_no() -> None:
+    async def scenario(bed: Bed) -> None:
+        async def broken(key: NodePublic, source: str) -> bool:
+            raise OSError("verifier is down")
+
+        server = await bed.server(admit=broken)
+        client = await bed.client(server.relay_map(), plain=True, connected=False)
+        await until(lambda: client.pool.status()[0].error)
+        assert not server.client_count
+
+    run(scenario)
+
+
+def test_absent_and_leaving_peers_are_told_of() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        a, b = [await bed.client(server.relay_map(), plain=True) for _ in range(2)]
+        absent = NodePrivate.generate(CLOCK.entropy).public()
+        a.pool.send(REGION, absent, b"\x04data")
+        a.pool.send(REGION, absent, DISCO)
+        await until(lambda: a.gone)
+        assert a.gone == [(REGION, absent, derp.GONE_NOT_HERE)]
+        await exchange(a, b)
+        await b.pool.aclose()
+        await until(lambda: len(a.gone) == 2)
+        assert a.gone[1] == (REGION, b.key, derp.GONE_DISCONNECTED)
+
+    run(scenario)
+
+
+def test_a_relay_that_restarts_is_found_again_and_packets_wait_for_it() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        relays = server.relay_map()
+        a, b = [await bed.client(relays, plain=True) for _ in range(2)]
+        port = server.port
+        await server.aclose()
+        await until(lambda: a.state() is RelayState.CONNECTING and b.state() is RelayState.CONNECTING)
+        assert a.pool.send(REGION, b.key, b"\x04waiting")
+        await bed.server(port, private=server.private)
+        await until(lambda: a.state() is RelayState.CONNECTED and b.state() is RelayState.CONNECTED)
+        await exchange(a, b)
+        assert RelayState.DOWN not in a.states, "it was back within the second"
+
+    run(scenario)
+
+
+def test_a_relay_that_stays_away_is_down() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        client = await bed.client(server.relay_map(), plain=True)
+        await server.aclose()
+        await until(lambda: client.states[-1] is RelayState.DOWN)
+        assert client.pool.status()[0].error
+
+    run(scenario)
+
+
+def test_other_regions_open_with_the_first_packet_and_answers_follow_the_route() -> None:
+    async def scenario(bed: Bed) -> None:
+        east, west = await bed.server(), await bed.server()
+        other = RegionId(901)
+        relays = RelayMap({REGION: east.region("127.0.0.1"), other: west.region("127.0.0.1", number=901)})
+        a = await bed.client(relays, plain=True)
+        b = await bed.client(relays, plain=True, home=other)
+        assert a.pool.send(other, b.key, b"\x04hello")
+        await until(lambda: b.got)
+        assert b.got == [(other, a.key, b"\x04hello")] and len(a.pool.status()) == 2
+        assert b.pool.send(REGION, a.key, b"\x04answer")
+        await until(lambda: a.got)
+        assert a.got == [(other, b.key, b"\x04answer")] and len(b.pool.status()) == 1
+        assert not a.pool.send(RegionId(555), a.key, b"x"), "no such region"
+        assert not a.pool.send(other, b.key, bytes(65_537))
+        a.pool._clients[other].written_at -= 61
+        a.pool._sweep()
+        assert [s.region for s in a.pool.status()] == [REGION]
+        a.pool.set_home(other)
+        await until(lambda: a.state() is RelayState.CONNECTED and a.pool.status()[0].region == other)
+
+    run(scenario)
+
+
+def test_a_new_map_and_a_new_key_redial() -> None:
+    async def scenario(bed: Bed) -> None:
+        first, second = await bed.server(), await bed.server()
+        client = await bed.client(first.relay_map(), plain=True)
+        client.pool.set_map(second.relay_map())
+        await until(lambda: second.client_count == 1 and first.client_count == 0)
+        fresh = NodePrivate.generate(CLOCK.entropy)
+        client.pool.set_private_key(fresh)
+        await until(lambda: fresh.public().raw in second.fanout and second.client_count == 1)
+        client.pool.set_map(RelayMap())
+        await until(lambda: second.client_count == 0)
+        assert not client.pool.status()
+
+    run(scenario)
+
+
+def test_a_slow_reader_loses_its_own_packets_and_nobody_elses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.relay.session.WRITE_STALL_S", 1.0)
+
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        a, b = [await bed.client(server.relay_map(), plain=True) for _ in range(2)]
+        slow = await Raw.login(server.port)
+        for number in range(20_000):
+            a.pool.send(REGION, slow.key, b"\x04" + bytes(1300))
+            if number % 64 == 0:
+                await asyncio.sleep(0)
+        await exchange(a, b)
+        await until(lambda: any(m.lanes.dropped for m in server.fanout.members(slow.key.raw)))
+        await until(lambda: slow.key.raw not in server.fanout)
+        slow.close()
+        assert server.client_count == 2
+
+    run(scenario)
+
+
+@dataclass
+class Raw:
+    """A client of bytes, to misbehave with."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    key: NodePublic
+    frames: derp.Frames
+
+    @classmethod
+    async def login(cls, port: int, private: NodePrivate | None = None) -> Raw:
+        private = private or NodePrivate.generate(CLOCK.entropy)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
+        writer.write(b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: derp\r\nConnection: upgrade\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 ") and b"Derp-Version: 2\r\n" in head
+        raw = cls(reader, writer, private.public(), derp.Frames(derp.TO_CLIENT))
+        (kind, payload) = await raw.next()
+        assert kind == derp.SERVER_KEY
+        login = derp.ClientLogin(private)
+        login.consume_server_key(payload)
+        writer.write(login.create_client_info(CLOCK.entropy(24)))
+        (kind, payload) = await raw.next()
+        assert login.consume_server_info(payload).version == 2
+        return raw
+
+    async def next(self) -> tuple[int, bytes]:
+        async with asyncio.timeout(LIMIT_S):
+            head = await self.reader.readexactly(derp.HEADER_LEN)
+            return head[0], await self.reader.readexactly(int.from_bytes(head[1:], "big"))
+
+    def close(self) -> None:
+        self.writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        derp.emit_frame(derp.SEND_PACKET, bytes(31)),
+        derp.emit_frame(derp.SEND_PACKET, bytes(32 + 65_537)),
+        derp.emit_frame(derp.NOTE_PREFERRED),
+        derp.emit_frame(derp.NOTE_PREFERRED, b"\1\1"),
+        derp.emit_frame(derp.PING, bytes(7)),
+        derp.emit_frame(derp.PING, bytes(1001)),
+        derp.emit_frame(derp.WATCH_CONNS),
+        derp.emit_frame(derp.CLOSE_PEER, bytes(32)),
+        derp.emit_frame(derp.FORWARD_PACKET, bytes(70)),
+        derp.emit_frame(derp.CLIENT_INFO, bytes(100)),
+        b"\x04\xff\xff\xff\xff",
+    ],
+)
+def test_rule_breakers_are_cut_off(frame: bytes) -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        raw = await Raw.login(server.port)
+        raw.writer.write(frame)
+        async with asyncio.timeout(LIMIT_S):
+            with suppress(ConnectionResetError):
+                assert await raw.reader.read() == b""
+        raw.close()
+        assert server.client_count == 0 and server.counters["protocol_errors"] == 1
+
+    run(scenario)
+
+
+def test_what_a_client_may_do_besides() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        raw = await Raw.login(server.port)
+        for length in (8, 9, 1000):
+            raw.writer.write(
+                derp.emit_frame(0x7F, bytes(1000)) + derp.emit_frame(derp.PING, bytes(range(8)) + bytes(length - 8))
+            )
+            assert await raw.next() == (derp.PONG, bytes(range(8)))
+        client = await bed.client(server.relay_map(), plain=True)
+        raw.writer.write(derp.emit_send(client.key.raw, b""))
+        await until(lambda: client.got)
+        assert client.got == [(REGION, raw.key, b"")]
+        raw.close()
+
+    run(scenario)
+
+
+def test_nobody_stays_without_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.relay.session.LOGIN_S", 0.05)
+
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        for first in (
+            b"",
+            b"GET /derp",
+            b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n",
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(first)
+            async with asyncio.timeout(LIMIT_S):
+                with suppress(ConnectionResetError):
+                    await reader.read()
+            writer.close()
+        await until(lambda: not server._sessions)
+
+    run(scenario)
+
+
+def test_a_silent_relay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that is open and dead: asked, then given up, then dialled anew."""
+    for name in ("ACTIVE_S", "IDLE_S", "PONG_MIN_S"):
+        monkeypatch.setattr(f"meshnode.core.liveness.{name}", 0.05)
+
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        client = await bed.client(server.relay_map(), plain=True)
+        await until(lambda: client.pool.status()[0].rtt_s is not None)
+        (session,) = server._sessions
+        session._transport.pause_reading()
+        await until(lambda: "silent" in client.pool.status()[0].error or server.counters["accepts"] > 1)
+        await until(lambda: client.state() is RelayState.CONNECTED)
+
+    run(scenario)
+
+
+def test_something_else_on_the_port_is_no_relay() -> None:
+    async def scenario(bed: Bed) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        node = RelayNode("900a", REGION, "127.0.0.1", port=port)
+        client = await bed.client(
+            RelayMap({REGION: RelayRegion(REGION, "x", "x", (node,))}), plain=True, connected=False
+        )
+        await until(lambda: client.pool.status()[0].error)
+        assert "HTTP status 200" in client.pool.status()[0].error
+        server.close()
+
+    run(scenario)

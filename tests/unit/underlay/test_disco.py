@@ -1,0 +1,265 @@
+"""Discovery against sealed packets: who is answered, who is believed, what costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from meshnode.base.addr import IP, Endpoint, RegionId, parse_ip
+from meshnode.base.errors import PeerOffline, TimedOut
+from meshnode.base.keys import DiscoPrivate, NodePrivate, NodePublic
+from meshnode.core.path_values import Mode, State
+from meshnode.netmap.model import Node
+from meshnode.run.clock import Clock
+from meshnode.underlay.disco import Discovery
+from meshnode.wire import disco as wire
+
+CLOCK = Clock()
+HOME = RegionId(7)
+US = NodePrivate.generate(CLOCK.entropy).public()
+HERE = Endpoint.parse("192.0.2.50:4000")
+TXID = bytes(range(12))
+
+
+def node(key: NodePublic, disco: DiscoPrivate | None, *endpoints: Endpoint, home: RegionId = HOME) -> Node:
+    return Node(
+        id=1, stable_id="n", name="peer", user_id=1, key=key, machine=None, disco=disco.public() if disco else None,
+        addresses=(), allowed=(), endpoints=endpoints, home=home,
+    )  # fmt: skip
+
+
+class Rig:
+    """A Discovery whose outputs are lists, and one peer that can seal."""
+
+    def __init__(self) -> None:
+        self.discovery = Discovery(DiscoPrivate.generate(CLOCK.entropy), US)
+        self.udp: list[tuple[IP, int, bytes]] = []
+        self.relayed: list[tuple[RegionId, NodePublic, bytes]] = []
+        self.paths: list[tuple[NodePublic, Endpoint | None, int, int]] = []
+        self.kicks: list[NodePublic] = []
+        self.discovery.send_udp = lambda *a: self.udp.append(a)
+        self.discovery.send_relay = self._relay
+        self.discovery.set_path = lambda *a: self.paths.append(a)
+        self.discovery.kick = self.kicks.append
+        self.key = NodePrivate.generate(CLOCK.entropy).public()
+        self.private = DiscoPrivate.generate(CLOCK.entropy)
+        self.discovery.on_netmap_peer(node(self.key, self.private, HERE))
+
+    def _relay(self, *about: Any) -> bool:
+        self.relayed.append(about)
+        return True
+
+    def seal(self, message: wire.Message, private: DiscoPrivate | None = None) -> bytes:
+        private = private or self.private
+        return wire.Box(private, private.public(), self.discovery.public).seal(message, CLOCK.entropy(24))
+
+    def open(self, data: bytes, private: DiscoPrivate | None = None) -> wire.Message | None:
+        private = private or self.private
+        return wire.Box(private, private.public(), self.discovery.public).open(data)
+
+    def said(self, kind: type[wire.Message]) -> list[Any]:
+        everything = [d for _, _, d in self.udp] + [d for _, _, d in self.relayed]
+        return [m for d in everything if isinstance(m := self.open(d), kind)]
+
+    def candidates(self, key: NodePublic) -> list[Endpoint]:
+        status = self.discovery.status(key)
+        assert status is not None
+        return [c.endpoint for c in status.candidates]
+
+    @property
+    def state(self) -> State:
+        status = self.discovery.status(self.key)
+        assert status is not None
+        return status.state
+
+
+def run(scenario: Callable[[Rig], Any]) -> None:
+    async def main() -> None:
+        rig = Rig()
+        try:
+            result = scenario(rig)
+            if asyncio.iscoroutine(result):
+                await asyncio.wait_for(result, 10)
+        finally:
+            rig.discovery.close()
+
+    asyncio.run(main())
+
+
+def test_a_ping_is_answered_with_its_source() -> None:
+    def scenario(rig: Rig) -> None:
+        source = Endpoint.parse("198.51.100.1:99")
+        rig.discovery.on_disco(source.ip, source.port, rig.seal(wire.Ping(TXID, rig.key)))
+        assert rig.udp[0][:2] == (source.ip, source.port)
+        assert rig.open(rig.udp[0][2]) == wire.Pong(TXID, source)
+        assert any(m.node == US for m in rig.said(wire.Ping)), "and pinged back"
+
+    run(scenario)
+
+
+def test_strangers_cost_no_curve_and_get_no_answer() -> None:
+    def scenario(rig: Rig) -> None:
+        stranger = DiscoPrivate.generate(CLOCK.entropy)
+        for _ in range(50):
+            rig.discovery.on_disco(parse_ip("8.8.8.8"), 1, rig.seal(wire.Ping(TXID, rig.key), stranger))
+            rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.CallMeMaybe((HERE,)), stranger))
+        rig.discovery.on_disco(parse_ip("8.8.8.8"), 1, wire.MAGIC + bytes(20))
+        assert rig.discovery._keys.curve_count == 0
+        assert rig.udp == [] and rig.discovery.counters()["disco_bad_peer"] == 101
+
+    run(scenario)
+
+
+def test_a_call_counts_only_by_relay_and_from_whom_the_relay_says() -> None:
+    def scenario(rig: Rig) -> None:
+        call = rig.seal(wire.CallMeMaybe((Endpoint.parse("198.51.100.7:7"),)))
+        rig.discovery.on_disco(HERE.ip, HERE.port, call)
+        rig.discovery.on_relay_disco(HOME, US, call)
+        assert rig.udp == [] and rig.state is State.UNKNOWN
+        rig.discovery.on_relay_disco(HOME, rig.key, call)
+        assert {(str(ip), port) for ip, port, _ in rig.udp} == {("192.0.2.50", 4000), ("198.51.100.7", 7)}
+        assert rig.state is State.PROBING and not rig.said(wire.CallMeMaybe), "no call in answer to a call"
+        for _ in range(20):
+            rig.discovery.on_relay_disco(HOME, rig.key, call)
+        assert not rig.said(wire.CallMeMaybe)
+
+    run(scenario)
+
+
+def test_the_first_packet_calls_and_pings_and_a_pong_moves_it() -> None:
+    def scenario(rig: Rig) -> None:
+        assert rig.paths == [(rig.key, None, HOME, Mode.RELAY)]
+        rig.discovery.set_endpoints([Endpoint.parse("192.0.2.1:1")])
+        rig.discovery.on_send(rig.key, False)
+        (ping,) = rig.said(wire.Ping)
+        assert rig.said(wire.CallMeMaybe) == [wire.CallMeMaybe((Endpoint.parse("192.0.2.1:1"),))]
+        rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Pong(ping.txid, Endpoint.parse("203.0.113.4:9"))))
+        assert rig.paths[-1] == (rig.key, HERE, HOME, Mode.BOTH)
+        rig.discovery.on_recv(rig.key, HERE, 0, 1)
+        assert rig.paths[-1] == (rig.key, HERE, HOME, Mode.DIRECT)
+        status = rig.discovery.status(rig.key)
+        assert status is not None and status.endpoint == HERE and status.latency_s is not None
+
+    run(scenario)
+
+
+def test_timers_run_by_themselves() -> None:
+    async def scenario(rig: Rig) -> None:
+        rig.discovery.on_send(rig.key, False)
+        async with asyncio.timeout(5):
+            while len(rig.said(wire.Ping)) < 3:
+                await asyncio.sleep(0.01)
+
+    run(scenario)
+
+
+def test_a_shared_disco_key_is_resolved_by_its_hint_or_only_answered() -> None:
+    def scenario(rig: Rig) -> None:
+        twin = NodePrivate.generate(CLOCK.entropy).public()
+        rig.discovery.on_netmap_peer(node(twin, rig.private))
+        source = Endpoint.parse("198.51.100.1:99")
+        rig.discovery.on_disco(source.ip, source.port, rig.seal(wire.Ping(TXID, None)))
+        assert len(rig.said(wire.Pong)) == 1 and not rig.said(wire.Ping), "ambiguous: answered, nothing learned"
+        rig.discovery.on_disco(source.ip, source.port, rig.seal(wire.Ping(TXID, twin)))
+        assert len(rig.said(wire.Pong)) == 2 and len(rig.said(wire.Ping)) == 1
+        assert [source in rig.candidates(key) for key in (twin, rig.key)] == [True, False]
+
+    run(scenario)
+
+
+def test_a_restarted_peer_is_understood_by_both_keys_and_greeted() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_send(rig.key, False)
+        fresh = DiscoPrivate.generate(CLOCK.entropy)
+        rig.discovery.on_netmap_peer(node(rig.key, fresh, HERE))
+        assert rig.kicks == [rig.key]
+        for private in (rig.private, fresh):
+            rig.udp.clear()
+            rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Ping(TXID, rig.key), private))
+            assert any(isinstance(rig.open(d, private), wire.Pong) for _, _, d in rig.udp)
+
+    run(scenario)
+
+
+def test_a_removed_peer_is_a_stranger() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_send(rig.key, False)
+        rig.discovery.on_netmap_removed(rig.key)
+        rig.udp.clear()
+        rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Ping(TXID, rig.key)))
+        rig.discovery.on_send(rig.key, False)
+        rig.discovery.on_recv(rig.key, HERE, 0, 1)
+        assert rig.udp == [] and rig.discovery.status(rig.key) is None
+
+    run(scenario)
+
+
+def test_pongs_are_limited() -> None:
+    def scenario(rig: Rig) -> None:
+        for _ in range(500):
+            rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Ping(TXID, rig.key)))
+        assert 100 <= len(rig.said(wire.Pong)) <= 130
+
+    run(scenario)
+
+
+def test_a_peer_without_a_home_is_answered_where_it_was_heard() -> None:
+    def scenario(rig: Rig) -> None:
+        lonely, private = NodePrivate.generate(CLOCK.entropy).public(), DiscoPrivate.generate(CLOCK.entropy)
+        rig.discovery.on_netmap_peer(node(lonely, private, home=RegionId(0)))
+        assert all(key != lonely for key, *_ in rig.paths)
+        rig.discovery.on_recv(lonely, None, 3, 2)
+        assert rig.paths[-1] == (lonely, None, RegionId(3), Mode.RELAY)
+
+    run(scenario)
+
+
+def test_ping_by_relay_and_direct() -> None:
+    async def scenario(rig: Rig) -> None:
+        asking = asyncio.ensure_future(rig.discovery.ping(rig.key, 3.0))
+        while not rig.relayed or not rig.said(wire.Ping):
+            await asyncio.sleep(0)
+        by_relay = [m for r, _, d in rig.relayed if isinstance(m := rig.open(d), wire.Ping)]
+        rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.Pong(by_relay[0].txid, HERE)))
+        result = await asking
+        assert (result.endpoint, result.region) == (None, HOME)
+        ping = next(m for _, _, d in rig.udp if isinstance(m := rig.open(d), wire.Ping))
+        rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Pong(ping.txid, HERE)))
+        rig.udp.clear()
+        asking = asyncio.ensure_future(rig.discovery.ping(rig.key, 3.0))
+        while not rig.udp:
+            await asyncio.sleep(0)
+        for _, _, data in list(rig.udp):
+            message = rig.open(data)
+            if isinstance(message, wire.Ping):
+                rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Pong(message.txid, HERE)))
+        result = await asking
+        assert (result.endpoint, result.region) == (HERE, 0)
+
+    run(scenario)
+
+
+def test_a_ping_by_relay_is_answered_by_relay() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.Ping(TXID, rig.key)))
+        assert rig.udp == []
+        assert rig.open(rig.relayed[0][2]) == wire.Pong(TXID, Endpoint.parse("127.3.3.40:7"))
+
+    run(scenario)
+
+
+def test_ping_says_why_not() -> None:
+    async def scenario(rig: Rig) -> None:
+        with pytest.raises(TimedOut):
+            await rig.discovery.ping(rig.key, 0.05)
+        with pytest.raises(PeerOffline, match="netmap"):
+            await rig.discovery.ping(US, 0.05)
+        offline = NodePrivate.generate(CLOCK.entropy).public()
+        rig.discovery.on_netmap_peer(node(offline, None))
+        with pytest.raises(PeerOffline, match="not been online"):
+            await rig.discovery.ping(offline, 0.05)
+
+    run(scenario)
