@@ -13,8 +13,8 @@
     X(rx_buffers)                                                                                                      \
     X(rx_datagrams)                                                                                                    \
     X(rx_bytes)                                                                                                        \
-    X(rx_truncated) X(rx_kernel_drops) X(tx_calls) X(tx_runs) X(tx_datagrams) X(tx_bytes) X(tx_dropped) X(tx_stalls)   \
-        X(tx_fallbacks)
+    X(rx_truncated)                                                                                                    \
+    X(rx_kernel_drops) X(tx_calls) X(tx_runs) X(tx_datagrams) X(tx_bytes) X(tx_dropped) X(tx_stalls) X(tx_fallbacks)
 
 const char *const mn_engine_stat_names[] = {
 #define X(name) #name,

@@ -261,6 +261,8 @@ static void on_commit(void *ctx, size_t len)
         if (t->out_in_scratch && !relay)
             e->stats.tx_no_path++;
     }
+    if (direct && t->out_in_scratch)
+        mn_tell_send_error(e, &p->direct, EAFNOSUPPORT); /* no socket of that family */
     mn_tell_peer_send(e, p, !direct && !relay);
     if (t->n_deferred > 0)
         send_deferred(e);

@@ -11,11 +11,13 @@ import socket
 import subprocess
 import sys
 import time
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from meshnode.base.addr import Endpoint, parse_prefix
 from meshnode.base.errors import AccessDenied, Refused, TimedOut
 from meshnode.base.keys import NodePrivate
 from meshnode.engine import _native
@@ -98,6 +100,44 @@ def test_bytes_both_ways_and_names(loop: str, family: int) -> None:
             assert {what for _, _, what in b.recvs} >= {_native.WHAT_DATA, _native.WHAT_HANDSHAKE}
 
     run(loop, work)
+
+
+def test_underlay_of_ipv6() -> None:
+    async def work() -> None:
+        async with pair(PATH_NONE) as (a, b):
+            if not (a.engine.port6 and b.engine.port6):
+                pytest.skip("this machine has no IPv6 loopback")
+            here = IPv6Address("::1")
+            a.engine.set_path(b.key, Endpoint(here, b.engine.port6), 0, PATH_DIRECT)
+            b.engine.set_path(a.key, Endpoint(here, a.engine.port6), 0, PATH_DIRECT)
+            client, server = await connected(a, b)
+            client.send(b"x" * 5000)
+            client.shutdown(socket.SHUT_WR)
+            assert len(await read_all(server)) == 5000
+            assert {direct.ip for direct, _, _ in b.recvs if direct} == {here}
+            client.close()
+            server.close()
+
+    run("asyncio", work)
+
+
+def test_send_errors_are_told() -> None:
+    """A path whose family has no socket, and a port nobody may send to."""
+
+    async def work() -> None:
+        private = NodePrivate.generate(os.urandom)
+        a = await start_side(1)
+        told: list[Any] = []
+        a.engine.on_send_error = lambda *got: told.append(got)
+        a.engine.upsert_peer(private.public(), [parse_prefix("100.64.0.2/32")])
+        nowhere = Endpoint(IPv4Address("203.0.113.1"), 9)  # from a socket bound to loopback: not routable
+        a.engine.set_path(private.public(), nowhere, 0, PATH_DIRECT)
+        a.engine.kick(private.public())
+        await until(lambda: told, "the failed send is told")
+        assert told[0][:2] == (nowhere.ip, 9) and told[0][2] in (errno.EINVAL, errno.ENETUNREACH, errno.EPERM)
+        await a.engine.aclose()
+
+    run("asyncio", work)
 
 
 @both_loops
@@ -184,7 +224,7 @@ def test_nothing_enters_before_the_first_filter() -> None:
         a = await start_side(1)
         private = NodePrivate.generate(os.urandom)
         native = await Engine.start(private)
-        b = Side(native, private, a.ip4.__class__("100.64.0.2"), a.ip6.__class__("fd7a:115c:a1e0::2"))
+        b = Side(native, private, IPv4Address("100.64.0.2"), IPv6Address("fd7a:115c:a1e0::2"))
         native.set_addresses([b.ip4, b.ip6])
         introduce(a, b, PATH_DIRECT)
         introduce(b, a, PATH_DIRECT)
