@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.errors import (
@@ -43,13 +44,15 @@ RELAYS = {
 
 
 def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    """One scenario in a loop of its own, bounded."""
+    """One scenario in a loop of its own, bounded; under asyncio and under uvloop."""
 
     async def bounded() -> None:
         async with asyncio.timeout(30):
             await scenario()
 
-    asyncio.run(bounded())
+    for make_loop in (asyncio.new_event_loop, uvloop.new_event_loop):
+        with asyncio.Runner(loop_factory=make_loop) as runner:
+            runner.run(bounded())
 
 
 def fresh_keys(clock: Clock) -> Keys:
