@@ -266,13 +266,13 @@ def test_silence_ends_the_stream(monkeypatch: pytest.MonkeyPatch, answered: bool
 
 
 def test_keep_alives_feed_the_watchdog_but_half_a_message_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll_module, "WATCHDOG_S", 0.2)
+    monkeypatch.setattr(poll_module, "WATCHDOG_S", 0.6)
 
     async def script(bed: Bed) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
         counters = bed.owner.counters
-        while loop.time() - start < 0.5:
+        while loop.time() - start < 1.3:
             before = counters["keepalives"]
             bed.far.frame(bed.stream, ALIVE)
             await bed.until(lambda before=before: counters["keepalives"] > before)  # type: ignore[misc]
@@ -287,14 +287,14 @@ def test_keep_alives_feed_the_watchdog_but_half_a_message_does_not(monkeypatch: 
 
 
 def test_sleep_is_obeyed_but_capped_and_no_silence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(poll_module, "WATCHDOG_S", 0.1)
-    monkeypatch.setattr(poll_module, "SLEEP_MAX_S", 0.3)
+    monkeypatch.setattr(poll_module, "WATCHDOG_S", 0.6)
+    monkeypatch.setattr(poll_module, "SLEEP_MAX_S", 0.9)
 
     async def script(bed: Bed) -> None:
         start = asyncio.get_running_loop().time()
         bed.far.frame(bed.stream, json.dumps({"Node": NODE, "Debug": {"SleepSeconds": 1e9}}).encode())
         await bed.until(lambda: bool(bed.owner.netmaps))
-        assert 0.3 <= asyncio.get_running_loop().time() - start < 3
+        assert 0.9 <= asyncio.get_running_loop().time() - start < 15
 
     scenario(script)
 
@@ -325,7 +325,7 @@ def test_a_key_that_passes_its_date_is_published(monkeypatch: pytest.MonkeyPatch
     async def script(bed: Bed) -> None:
         from meshnode.control.tailnet import format_time
 
-        soon = format_time(Unix(bed.owner.clock.wall() + 0.3))
+        soon = format_time(Unix(bed.owner.clock.wall() + 1.0))
         peer = {**NODE, "ID": 2, "Key": "nodekey:" + "22" * 32, "KeyExpiry": soon}
         bed.far.frame(bed.stream, json.dumps({"Node": NODE, "Peers": [peer]}).encode())
         await bed.until(lambda: bool(bed.owner.netmaps))
