@@ -170,7 +170,7 @@ static void send_shaped(struct world *w)
     size_t len = shape(type, MN_WG_HEADER + next_byte(w) * 4U);
     (void)next_bytes(w, msg + 4, len - 4);
     msg[0] = type;
-    const struct mn_peer *p = mn_peer_get(w->a.wg, w->a.peer);
+    const struct mn_wg_peer *p = mn_peer_get(w->a.wg, w->a.peer);
     const struct mn_session *held[] = {p->sessions.current, p->sessions.next, p->sessions.previous};
     const struct mn_session *s = held[index % 3];
     uint32_t live = index % 4 == 3 || s == NULL ? p->out.index : s->local_index;

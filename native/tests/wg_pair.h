@@ -238,12 +238,12 @@ static inline void pair_connect(struct pair *t)
     CHECK(mn_wg_has_session(t->a.wg, t->pa, t->now) && mn_wg_has_session(t->b.wg, t->pb, t->now));
 }
 
-static inline struct mn_peer *peer_a(struct pair *t)
+static inline struct mn_wg_peer *peer_a(struct pair *t)
 {
     return mn_peer_get(t->a.wg, t->pa);
 }
 
-static inline struct mn_peer *peer_b(struct pair *t)
+static inline struct mn_wg_peer *peer_b(struct pair *t)
 {
     return mn_peer_get(t->b.wg, t->pb);
 }

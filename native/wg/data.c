@@ -16,7 +16,7 @@ static size_t padded(const struct mn_wg *wg, size_t len)
 }
 
 /* Seal under the current session and do what sending does to timers and keys. len 0: a keepalive. */
-static int seal_current(struct mn_wg *wg, struct mn_peer *p, uint8_t *msg, size_t len, uint64_t now_ns)
+static int seal_current(struct mn_wg *wg, struct mn_wg_peer *p, uint8_t *msg, size_t len, uint64_t now_ns)
 {
     struct mn_session *s = p->sessions.current;
     size_t text = padded(wg, len);
@@ -39,9 +39,9 @@ static int seal_current(struct mn_wg *wg, struct mn_peer *p, uint8_t *msg, size_
     return n;
 }
 
-int mn_wg_seal(struct mn_wg *wg, uint32_t id, uint8_t *msg, size_t len, uint64_t now_ns)
+int mn_wg_seal(struct mn_wg *wg, uint32_t peer, uint8_t *msg, size_t len, uint64_t now_ns)
 {
-    struct mn_peer *p = mn_peer_get(wg, id);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return mn_drop(wg, MN_WG_DROP_NO_PEER);
     if (mn_arena_forked(&wg->arena))
@@ -58,7 +58,7 @@ int mn_wg_seal(struct mn_wg *wg, uint32_t id, uint8_t *msg, size_t len, uint64_t
     return err;
 }
 
-void mn_data_send_keepalive(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns)
+void mn_data_send_keepalive(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns)
 {
     uint8_t msg[MN_WG_OVERHEAD];
     if (mn_arena_forked(&wg->arena))
@@ -72,7 +72,7 @@ void mn_data_send_keepalive(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns
         wg->ops.send(wg->ops.ctx, p->id, NULL, MN_WG_KEEPALIVE, 0, msg, (size_t)n);
 }
 
-void mn_data_send_staged(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns)
+void mn_data_send_staged(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns)
 {
     while (p->staged_count > 0 && mn_session_can_send(p->sessions.current, now_ns)) {
         struct mn_staged *s = mn_peer_unstage(wg, p);
@@ -84,7 +84,7 @@ void mn_data_send_staged(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns)
 }
 
 /* An authentic packet came under s: timers (before anything is sent because of it), rotation, freshness. */
-static void received(struct mn_wg *wg, struct mn_peer *p, struct mn_session *s, uint64_t now_ns)
+static void received(struct mn_wg *wg, struct mn_wg_peer *p, struct mn_session *s, uint64_t now_ns)
 {
     struct mn_session_dropped dropped = {.count = 0};
     mn_timers_authentic_received(p);
@@ -121,7 +121,7 @@ static size_t inner_length(const uint8_t *p, size_t len)
     return n <= len ? n : 0;
 }
 
-static bool source_is_theirs(struct mn_wg *wg, struct mn_peer *p, const uint8_t *inner)
+static bool source_is_theirs(struct mn_wg *wg, struct mn_wg_peer *p, const uint8_t *inner)
 {
     bool is4 = inner[0] >> 4 == 4;
     struct mn_ip source = is4 ? mn_ip_from4(inner + 12) : mn_ip_from6(inner + 8);
@@ -135,7 +135,7 @@ static bool source_is_theirs(struct mn_wg *wg, struct mn_peer *p, const uint8_t 
     return true;
 }
 
-static int deliver(struct mn_wg *wg, struct mn_peer *p, uint8_t *text, size_t len, uint8_t **inner)
+static int deliver(struct mn_wg *wg, struct mn_wg_peer *p, uint8_t *text, size_t len, uint8_t **inner)
 {
     size_t n = inner_length(text, len);
     if (n == 0) {
@@ -156,7 +156,7 @@ int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, uint64_t now_ns, u
     struct mn_index_slot *slot = mn_index_find(&wg->indices, mn_le32_get(msg + 4));
     if (slot == NULL || slot->kind != MN_INDEX_SESSION)
         return mn_drop(wg, MN_WG_DROP_INDEX);
-    struct mn_peer *p = wg->peers[slot->peer];
+    struct mn_wg_peer *p = wg->peers[slot->peer];
     struct mn_session *s = slot->what;
     if (!mn_session_can_receive(s, now_ns))
         return mn_drop(wg, MN_WG_DROP_EXPIRED);

@@ -102,7 +102,7 @@ int mn_wg_set_private_key(struct mn_wg *wg, const uint8_t private_key[32], uint6
     if (had_key && memcmp(before, wg->noise.pub, 32) == 0)
         return 0;
     for (uint32_t id = 0; id < wg->peer_fresh; id++) {
-        struct mn_peer *p = wg->peers[id];
+        struct mn_wg_peer *p = wg->peers[id];
         if (p == NULL)
             continue;
         if (memcmp(p->pub, wg->noise.pub, 32) == 0) {
@@ -127,14 +127,14 @@ void mn_wg_public_key(const struct mn_wg *wg, uint8_t out[32])
 
 int mn_wg_peer_find(const struct mn_wg *wg, const uint8_t pub[32], uint32_t *peer)
 {
-    struct mn_peer *p = mn_peer_by_key(wg, pub);
+    struct mn_wg_peer *p = mn_peer_by_key(wg, pub);
     *peer = p == NULL ? MN_PEER_NONE : p->id;
     return p == NULL ? MN_WG_E_PEER : 0;
 }
 
 int mn_wg_peer_key(const struct mn_wg *wg, uint32_t peer, uint8_t out[32])
 {
-    struct mn_peer *p = mn_peer_get(wg, peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     memcpy(out, p->pub, 32);
@@ -143,7 +143,7 @@ int mn_wg_peer_key(const struct mn_wg *wg, uint32_t peer, uint8_t out[32])
 
 int mn_wg_peer_set_psk(struct mn_wg *wg, uint32_t peer, const uint8_t psk[32])
 {
-    struct mn_peer *p = mn_peer_get(wg, peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     memcpy(p->secret->remote.psk, psk, 32);
@@ -152,7 +152,7 @@ int mn_wg_peer_set_psk(struct mn_wg *wg, uint32_t peer, const uint8_t psk[32])
 
 int mn_wg_peer_set_keepalive(struct mn_wg *wg, uint32_t peer, uint16_t interval_s, uint64_t now_ns)
 {
-    struct mn_peer *p = mn_peer_get(wg, peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     bool starts = p->keepalive_s == 0 && interval_s > 0;
@@ -166,7 +166,7 @@ int mn_wg_peer_set_keepalive(struct mn_wg *wg, uint32_t peer, uint16_t interval_
 
 int mn_wg_peer_expire(struct mn_wg *wg, uint32_t peer)
 {
-    struct mn_peer *p = mn_peer_get(wg, peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     mn_handshake_clear(wg, p);
@@ -238,7 +238,7 @@ int mn_wg_input(struct mn_wg *wg, uint8_t *buf, size_t len, const struct mn_path
 
 bool mn_wg_has_session(const struct mn_wg *wg, uint32_t peer, uint64_t now_ns)
 {
-    struct mn_peer *p = mn_peer_get(wg, peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     return p != NULL && mn_session_can_send(p->sessions.current, now_ns);
 }
 
@@ -256,7 +256,7 @@ void mn_wg_on_deadline(struct mn_wg *wg, uint64_t now_ns)
 
 int mn_wg_peer_stats(const struct mn_wg *wg, uint32_t peer, struct mn_wg_peer_stats *out)
 {
-    struct mn_peer *p = mn_peer_get(wg, peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     *out = p->stats;

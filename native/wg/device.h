@@ -73,7 +73,7 @@ struct mn_source_cache {
     uint64_t generation;
 };
 
-struct mn_peer {
+struct mn_wg_peer {
     uint32_t id, hash_next;
     bool has_ss; /* false without our key, or with a public key of small order */
     uint8_t pub[32];
@@ -129,7 +129,7 @@ struct mn_wg {
     struct mn_pool staging;
     struct mn_clock sent; /* latest timestamp sent */
 
-    struct mn_peer **peers; /* by id; NULL: free */
+    struct mn_wg_peer **peers; /* by id; NULL: free */
     uint32_t peer_capacity, peer_fresh;
     uint32_t *free_ids, free_head, free_count; /* a ring of peer_capacity */
     uint32_t *buckets, bucket_count;           /* by public key */
@@ -137,7 +137,7 @@ struct mn_wg {
     struct mn_wg_stats stats;
 };
 
-static inline struct mn_peer *mn_peer_get(const struct mn_wg *wg, uint32_t id)
+static inline struct mn_wg_peer *mn_peer_get(const struct mn_wg *wg, uint32_t id)
 {
     return id < wg->peer_fresh ? wg->peers[id] : NULL;
 }
@@ -151,17 +151,17 @@ static inline int mn_drop(struct mn_wg *wg, enum mn_wg_drop why)
 /* peers.c */
 int mn_peers_init(struct mn_wg *wg);
 void mn_peers_destroy(struct mn_wg *wg);
-struct mn_peer *mn_peer_by_key(const struct mn_wg *wg, const uint8_t pub[32]);
-void mn_peer_forget(struct mn_wg *wg, struct mn_peer *p); /* handshake, sessions, staged packets, timers */
-void mn_peer_wipe_keys(struct mn_wg *wg, struct mn_peer *p);
+struct mn_wg_peer *mn_peer_by_key(const struct mn_wg *wg, const uint8_t pub[32]);
+void mn_peer_forget(struct mn_wg *wg, struct mn_wg_peer *p); /* handshake, sessions, staged packets, timers */
+void mn_peer_wipe_keys(struct mn_wg *wg, struct mn_wg_peer *p);
 void mn_peer_free_dropped(struct mn_wg *wg, struct mn_session_dropped *dropped);
-int mn_peer_stage(struct mn_wg *wg, struct mn_peer *p, const uint8_t *inner, size_t len); /* 0, or a negated drop */
-struct mn_staged *mn_peer_unstage(struct mn_wg *wg, struct mn_peer *p);                   /* the oldest, or NULL */
-void mn_peer_purge_staged(struct mn_wg *wg, struct mn_peer *p);
+int mn_peer_stage(struct mn_wg *wg, struct mn_wg_peer *p, const uint8_t *inner, size_t len); /* 0, or a negated drop */
+struct mn_staged *mn_peer_unstage(struct mn_wg *wg, struct mn_wg_peer *p);                   /* the oldest, or NULL */
+void mn_peer_purge_staged(struct mn_wg *wg, struct mn_wg_peer *p);
 
 /* handshake.c */
-void mn_handshake_request(struct mn_wg *wg, struct mn_peer *p, bool is_retry, uint64_t now_ns);
-void mn_handshake_clear(struct mn_wg *wg, struct mn_peer *p);
+void mn_handshake_request(struct mn_wg *wg, struct mn_wg_peer *p, bool is_retry, uint64_t now_ns);
+void mn_handshake_clear(struct mn_wg *wg, struct mn_wg_peer *p);
 int mn_handshake_consume_initiation(struct mn_wg *wg, const uint8_t *msg, const struct mn_path *from, uint64_t now_ns,
                                     uint32_t *peer);
 int mn_handshake_consume_response(struct mn_wg *wg, const uint8_t *msg, const struct mn_path *from, uint64_t now_ns,
@@ -177,20 +177,20 @@ void mn_load_run(struct mn_wg *wg, uint64_t now_ns);
 
 /* data.c */
 int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, uint64_t now_ns, uint8_t **inner, uint32_t *peer);
-void mn_data_send_keepalive(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
-void mn_data_send_staged(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
+void mn_data_send_keepalive(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
+void mn_data_send_staged(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
 
 /* timers.c: what happened to the peer. */
-void mn_timers_init(struct mn_peer *p);
-void mn_timers_stop(struct mn_wg *wg, struct mn_peer *p);
-void mn_timers_data_sent(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
-void mn_timers_data_received(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
-void mn_timers_authentic_sent(struct mn_peer *p);
-void mn_timers_authentic_received(struct mn_peer *p);
-void mn_timers_traversal(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
-void mn_timers_initiation_sent(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
-void mn_timers_session_derived(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns);
-void mn_timers_handshake_complete(struct mn_peer *p, uint64_t now_ns);
-void mn_timers_fire(void *wg, struct mn_timer *t, uint64_t now_ns);
+void mn_timers_init(struct mn_wg_peer *p);
+void mn_timers_stop(struct mn_wg *wg, struct mn_wg_peer *p);
+void mn_timers_data_sent(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
+void mn_timers_data_received(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
+void mn_timers_authentic_sent(struct mn_wg_peer *p);
+void mn_timers_authentic_received(struct mn_wg_peer *p);
+void mn_timers_traversal(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
+void mn_timers_initiation_sent(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
+void mn_timers_session_derived(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
+void mn_timers_handshake_complete(struct mn_wg_peer *p, uint64_t now_ns);
+void mn_timers_fire(void *ctx, struct mn_timer *t, uint64_t now_ns); /* ctx: the device */
 
 #endif

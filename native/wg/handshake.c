@@ -71,7 +71,7 @@ static void next_timestamp(struct mn_wg *wg, uint32_t peer, uint8_t out[MN_WG_TI
         wg->ops.event(wg->ops.ctx, peer, MN_WG_CLOCK_BEHIND);
 }
 
-void mn_handshake_clear(struct mn_wg *wg, struct mn_peer *p)
+void mn_handshake_clear(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     if (p->out.is_live)
         mn_index_free(&wg->indices, p->out.index);
@@ -79,7 +79,7 @@ void mn_handshake_clear(struct mn_wg *wg, struct mn_peer *p)
     OPENSSL_cleanse(&p->secret->initiator, sizeof p->secret->initiator);
 }
 
-static void send_initiation(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns)
+static void send_initiation(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns)
 {
     mn_timers_traversal(wg, p, now_ns);
     mn_timers_authentic_sent(p);
@@ -89,7 +89,7 @@ static void send_initiation(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns
 }
 
 /* The retransmit timer is armed even where making it failed, so that it is tried again. */
-static void initiate(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns)
+static void initiate(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns)
 {
     uint8_t ephemeral[32], timestamp[MN_WG_TIMESTAMP];
     struct mn_outstanding *out = &p->out;
@@ -112,7 +112,7 @@ static void initiate(struct mn_wg *wg, struct mn_peer *p, uint64_t now_ns)
     send_initiation(wg, p, now_ns);
 }
 
-void mn_handshake_request(struct mn_wg *wg, struct mn_peer *p, bool is_retry, uint64_t now_ns)
+void mn_handshake_request(struct mn_wg *wg, struct mn_wg_peer *p, bool is_retry, uint64_t now_ns)
 {
     if (!is_retry)
         p->attempts = 0;
@@ -126,9 +126,9 @@ void mn_handshake_request(struct mn_wg *wg, struct mn_peer *p, bool is_retry, ui
 
 /* A message on its way is sent again as it is: a peer that has seen it drops the copy, and its response to the first
  * still fits. Only after half a second is a new one worth more than that. */
-int mn_wg_kick(struct mn_wg *wg, uint32_t id, uint64_t now_ns)
+int mn_wg_kick(struct mn_wg *wg, uint32_t peer, uint64_t now_ns)
 {
-    struct mn_peer *p = mn_peer_get(wg, id);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     if (!p->has_ss || mn_arena_forked(&wg->arena))
@@ -149,7 +149,7 @@ int mn_wg_kick(struct mn_wg *wg, uint32_t id, uint64_t now_ns)
     return 0;
 }
 
-static void heard(struct mn_wg *wg, struct mn_peer *p, const struct mn_path *from, uint32_t *peer)
+static void heard(struct mn_wg *wg, struct mn_wg_peer *p, const struct mn_path *from, uint32_t *peer)
 {
     *peer = p->id;
     if (wg->ops.heard != NULL)
@@ -157,7 +157,8 @@ static void heard(struct mn_wg *wg, struct mn_peer *p, const struct mn_path *fro
 }
 
 /* Is the initiation news? A drop reason if not. */
-static enum mn_wg_drop refuse_initiation(const struct mn_peer *p, const struct mn_noise_responder *r, uint64_t now_ns)
+static enum mn_wg_drop refuse_initiation(const struct mn_wg_peer *p, const struct mn_noise_responder *r,
+                                         uint64_t now_ns)
 {
     if (memcmp(r->timestamp, p->last_timestamp, MN_WG_TIMESTAMP) <= 0)
         return MN_WG_DROP_TIMESTAMP;
@@ -167,7 +168,7 @@ static enum mn_wg_drop refuse_initiation(const struct mn_peer *p, const struct m
 }
 
 /* The session that answers r, with its response; NULL: no memory. */
-static struct mn_session *answer(struct mn_wg *wg, struct mn_peer *p, const struct mn_noise_responder *r,
+static struct mn_session *answer(struct mn_wg *wg, struct mn_wg_peer *p, const struct mn_noise_responder *r,
                                  uint8_t response[MN_RESPONSE_LEN], uint64_t now_ns)
 {
     struct mn_noise_keys keys;
@@ -189,8 +190,8 @@ static struct mn_session *answer(struct mn_wg *wg, struct mn_peer *p, const stru
     return s;
 }
 
-static int respond(struct mn_wg *wg, struct mn_peer *p, const struct mn_noise_responder *r, const struct mn_path *from,
-                   uint64_t now_ns)
+static int respond(struct mn_wg *wg, struct mn_wg_peer *p, const struct mn_noise_responder *r,
+                   const struct mn_path *from, uint64_t now_ns)
 {
     uint8_t response[MN_RESPONSE_LEN];
     struct mn_session_dropped dropped = {.count = 0};
@@ -213,7 +214,7 @@ static int consume_initiation(struct mn_wg *wg, const uint8_t *msg, struct mn_no
 {
     if (mn_noise_read_static(&wg->noise, msg, r) != 0)
         return mn_drop(wg, MN_WG_DROP_AUTH);
-    struct mn_peer *p = mn_peer_by_key(wg, r->pub);
+    struct mn_wg_peer *p = mn_peer_by_key(wg, r->pub);
     if (p == NULL)
         return mn_drop(wg, MN_WG_DROP_UNKNOWN_PEER);
     if (!p->has_ss || mn_noise_read_timestamp(&wg->noise, &p->secret->remote, msg, r) != 0)
@@ -243,7 +244,7 @@ int mn_handshake_consume_initiation(struct mn_wg *wg, const uint8_t *msg, const 
 }
 
 /* The index was the handshake's; it names the session from here on. */
-static struct mn_session *establish(struct mn_wg *wg, struct mn_peer *p, const uint8_t *msg, uint64_t now_ns)
+static struct mn_session *establish(struct mn_wg *wg, struct mn_wg_peer *p, const uint8_t *msg, uint64_t now_ns)
 {
     struct mn_noise_keys keys;
     struct mn_session *s = NULL;
@@ -266,7 +267,7 @@ int mn_handshake_consume_response(struct mn_wg *wg, const uint8_t *msg, const st
         return mn_drop(wg, MN_WG_DROP_INDEX);
     if (slot->kind != MN_INDEX_HANDSHAKE)
         return mn_drop(wg, MN_WG_DROP_STATE);
-    struct mn_peer *p = mn_peer_get(wg, slot->peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, slot->peer);
     if (now_ns - p->out.sent_ns > RESPONSE_WAIT_NS)
         return mn_drop(wg, MN_WG_DROP_STATE);
     struct mn_session *s = establish(wg, p, msg, now_ns);
@@ -298,7 +299,7 @@ int mn_handshake_consume_cookie(struct mn_wg *wg, const uint8_t *msg, const stru
     struct mn_index_slot *slot = mn_index_find(&wg->indices, mn_le32_get(msg + 4));
     if (slot == NULL)
         return mn_drop(wg, MN_WG_DROP_INDEX);
-    struct mn_peer *p = mn_peer_get(wg, slot->peer);
+    struct mn_wg_peer *p = mn_peer_get(wg, slot->peer);
     if (!p->secret->jar.awaits_reply)
         return mn_drop(wg, MN_WG_DROP_STATE);
     if (mn_cookie_consume_reply(&p->secret->jar, &wg->noise, msg, now_ns) != 0)

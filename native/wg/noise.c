@@ -84,13 +84,13 @@ static void mix_psk(struct run *s, const uint8_t psk[32])
     OPENSSL_cleanse(t, sizeof t);
 }
 
-static void seal(struct run *s, const uint8_t *in, size_t len, uint8_t *out)
+static void seal_and_mix(struct run *s, const uint8_t *in, size_t len, uint8_t *out)
 {
     s->ok = s->ok && mn_aead_seal_ad(&s->n->aead, s->k, zero_nonce, s->h, 32, in, len, out) == 0;
     mix_hash(s, out, len + MN_AEAD_TAG);
 }
 
-static void open(struct run *s, const uint8_t *in, size_t len, uint8_t *out)
+static void open_and_mix(struct run *s, const uint8_t *in, size_t len, uint8_t *out)
 {
     s->ok = s->ok && mn_aead_open_ad(&s->n->aead, s->k, zero_nonce, s->h, 32, in, len, out) == 0;
     mix_hash(s, in, len);
@@ -162,9 +162,9 @@ int mn_noise_create_initiation(struct mn_noise *n, const struct mn_noise_remote 
     s.ok = s.ok && e != NULL && mn_x25519_public(e, msg + INIT_EPHEMERAL) == 0;
     mix_ephemeral(&s, msg + INIT_EPHEMERAL);
     mix_dh(&s, e, remote->pub);
-    seal(&s, n->pub, 32, msg + INIT_STATIC);
+    seal_and_mix(&s, n->pub, 32, msg + INIT_STATIC);
     mix_secret(&s, remote->ss);
-    seal(&s, timestamp, 12, msg + INIT_TIMESTAMP);
+    seal_and_mix(&s, timestamp, 12, msg + INIT_TIMESTAMP);
     EVP_PKEY_free(e);
     if (s.ok) {
         memcpy(state->ck, s.ck, 32);
@@ -180,7 +180,7 @@ int mn_noise_read_static(struct mn_noise *n, const uint8_t msg[MN_INITIATION_LEN
     begin(&s, n, n->pub);
     mix_ephemeral(&s, msg + INIT_EPHEMERAL);
     mix_dh(&s, n->key, msg + INIT_EPHEMERAL);
-    open(&s, msg + INIT_STATIC, SEALED_STATIC, r->pub);
+    open_and_mix(&s, msg + INIT_STATIC, SEALED_STATIC, r->pub);
     memcpy(r->ck, s.ck, 32);
     memcpy(r->h, s.h, 32);
     memcpy(r->ephemeral, msg + INIT_EPHEMERAL, 32);
@@ -194,7 +194,7 @@ int mn_noise_read_timestamp(struct mn_noise *n, const struct mn_noise_remote *re
     struct run s;
     resume(&s, n, r->ck, r->h);
     mix_secret(&s, remote->ss);
-    open(&s, msg + INIT_TIMESTAMP, SEALED_TIMESTAMP, r->timestamp);
+    open_and_mix(&s, msg + INIT_TIMESTAMP, SEALED_TIMESTAMP, r->timestamp);
     memcpy(r->ck, s.ck, 32);
     memcpy(r->h, s.h, 32);
     return finish(&s);
@@ -216,7 +216,7 @@ int mn_noise_create_response(struct mn_noise *n, const struct mn_noise_remote *r
     mix_dh(&s, e, r->ephemeral);
     mix_dh(&s, e, r->pub);
     mix_psk(&s, remote->psk);
-    seal(&s, NULL, 0, msg + RESP_NOTHING);
+    seal_and_mix(&s, NULL, 0, msg + RESP_NOTHING);
     split(&s, keys->receive, keys->send);
     EVP_PKEY_free(e);
     return finish(&s);
@@ -235,7 +235,7 @@ int mn_noise_consume_response(struct mn_noise *n, const struct mn_noise_remote *
     mix_dh(&s, e, msg + RESP_EPHEMERAL);
     mix_dh(&s, n->key, msg + RESP_EPHEMERAL);
     mix_psk(&s, remote->psk);
-    open(&s, msg + RESP_NOTHING, SEALED_NOTHING, nothing);
+    open_and_mix(&s, msg + RESP_NOTHING, SEALED_NOTHING, nothing);
     split(&s, keys->send, keys->receive);
     EVP_PKEY_free(e);
     return finish(&s);

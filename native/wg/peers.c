@@ -29,7 +29,7 @@ static uint32_t bucket_of(const struct mn_wg *wg, const uint8_t pub[32])
     return (uint32_t)(v >> 32) & (wg->bucket_count - 1);
 }
 
-struct mn_peer *mn_peer_by_key(const struct mn_wg *wg, const uint8_t pub[32])
+struct mn_wg_peer *mn_peer_by_key(const struct mn_wg *wg, const uint8_t pub[32])
 {
     for (uint32_t id = wg->buckets[bucket_of(wg, pub)]; id != NIL; id = wg->peers[id]->hash_next)
         if (memcmp(wg->peers[id]->pub, pub, 32) == 0)
@@ -50,7 +50,7 @@ static int buckets_grow(struct mn_wg *wg)
     wg->buckets = buckets;
     wg->bucket_count = count;
     for (uint32_t id = 0; id < wg->peer_fresh; id++) {
-        struct mn_peer *p = wg->peers[id];
+        struct mn_wg_peer *p = wg->peers[id];
         if (p == NULL)
             continue;
         uint32_t at = bucket_of(wg, p->pub);
@@ -65,12 +65,12 @@ static int table_grow(struct mn_wg *wg)
 {
     uint32_t capacity = wg->peer_capacity == 0 ? FIRST_PEERS : wg->peer_capacity * 2;
     uint32_t *ids = malloc(capacity * sizeof *ids);
-    struct mn_peer **peers = ids == NULL ? NULL : realloc(wg->peers, capacity * sizeof *peers);
+    struct mn_wg_peer **peers = ids == NULL ? NULL : realloc(wg->peers, capacity * sizeof *peers);
     if (peers == NULL) {
         free(ids);
         return -1;
     }
-    for (uint32_t i = 0; i < wg->free_count; i++)
+    for (uint32_t i = 0; wg->peer_capacity > 0 && i < wg->free_count; i++)
         ids[i] = wg->free_ids[(wg->free_head + i) % wg->peer_capacity];
     free(wg->free_ids);
     wg->free_ids = ids;
@@ -102,7 +102,7 @@ static void id_put(struct mn_wg *wg, uint32_t id)
     wg->free_ids[(wg->free_head + wg->free_count++) % wg->peer_capacity] = id;
 }
 
-static int peer_init(struct mn_wg *wg, struct mn_peer *p, const uint8_t pub[32])
+static int peer_init(struct mn_wg *wg, struct mn_wg_peer *p, const uint8_t pub[32])
 {
     p->secret = mn_arena_get(&wg->arena);
     if (p->secret == NULL)
@@ -119,7 +119,7 @@ static int peer_init(struct mn_wg *wg, struct mn_peer *p, const uint8_t pub[32])
     return mn_cookie_jar_init(&p->secret->jar, &wg->noise, pub) == 0 ? 0 : MN_WG_E_CRYPTO;
 }
 
-static void peer_destroy(struct mn_wg *wg, struct mn_peer *p)
+static void peer_destroy(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     if (p->secret != NULL)
         mn_arena_put(&wg->arena, p->secret);
@@ -129,7 +129,7 @@ static void peer_destroy(struct mn_wg *wg, struct mn_peer *p)
 int mn_wg_peer_add(struct mn_wg *wg, const uint8_t pub[32], uint32_t *peer)
 {
     uint32_t id;
-    struct mn_peer *p = mn_peer_by_key(wg, pub);
+    struct mn_wg_peer *p = mn_peer_by_key(wg, pub);
     *peer = MN_PEER_NONE;
     if (p != NULL) {
         *peer = p->id;
@@ -161,19 +161,19 @@ int mn_wg_peer_add(struct mn_wg *wg, const uint8_t pub[32], uint32_t *peer)
     return 0;
 }
 
-int mn_wg_peer_remove(struct mn_wg *wg, uint32_t id)
+int mn_wg_peer_remove(struct mn_wg *wg, uint32_t peer)
 {
-    struct mn_peer *p = mn_peer_get(wg, id);
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
     if (p == NULL)
         return MN_WG_E_PEER;
     mn_peer_forget(wg, p);
-    mn_allowedips_remove_peer(&wg->allowedips, id);
+    mn_allowedips_remove_peer(&wg->allowedips, peer);
     uint32_t *link = &wg->buckets[bucket_of(wg, p->pub)];
-    while (*link != id)
+    while (*link != peer)
         link = &wg->peers[*link]->hash_next;
     *link = p->hash_next;
     wg->stats.peers--;
-    id_put(wg, id);
+    id_put(wg, peer);
     peer_destroy(wg, p);
     return 0;
 }
@@ -197,7 +197,7 @@ void mn_peer_free_dropped(struct mn_wg *wg, struct mn_session_dropped *dropped)
     dropped->count = 0;
 }
 
-void mn_peer_wipe_keys(struct mn_wg *wg, struct mn_peer *p)
+void mn_peer_wipe_keys(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     struct mn_session_dropped all = {.count = 0};
     struct mn_session *held[] = {p->sessions.previous, p->sessions.current, p->sessions.next};
@@ -209,7 +209,7 @@ void mn_peer_wipe_keys(struct mn_wg *wg, struct mn_peer *p)
     mn_handshake_clear(wg, p);
 }
 
-void mn_peer_forget(struct mn_wg *wg, struct mn_peer *p)
+void mn_peer_forget(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     mn_timers_stop(wg, p);
     mn_peer_wipe_keys(wg, p);
@@ -217,7 +217,7 @@ void mn_peer_forget(struct mn_wg *wg, struct mn_peer *p)
     p->last_sent_handshake_ns = MN_LONG_AGO;
 }
 
-struct mn_staged *mn_peer_unstage(struct mn_wg *wg, struct mn_peer *p)
+struct mn_staged *mn_peer_unstage(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     struct mn_staged *oldest = p->staged_head;
     (void)wg;
@@ -231,7 +231,7 @@ struct mn_staged *mn_peer_unstage(struct mn_wg *wg, struct mn_peer *p)
     return oldest;
 }
 
-static bool drop_oldest(struct mn_wg *wg, struct mn_peer *p)
+static bool drop_oldest(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     struct mn_staged *oldest = mn_peer_unstage(wg, p);
     if (oldest == NULL)
@@ -242,13 +242,13 @@ static bool drop_oldest(struct mn_wg *wg, struct mn_peer *p)
     return true;
 }
 
-void mn_peer_purge_staged(struct mn_wg *wg, struct mn_peer *p)
+void mn_peer_purge_staged(struct mn_wg *wg, struct mn_wg_peer *p)
 {
     while (drop_oldest(wg, p))
         ;
 }
 
-int mn_peer_stage(struct mn_wg *wg, struct mn_peer *p, const uint8_t *inner, size_t len)
+int mn_peer_stage(struct mn_wg *wg, struct mn_wg_peer *p, const uint8_t *inner, size_t len)
 {
     if (len > wg->config.mtu)
         return mn_drop(wg, MN_WG_DROP_TOO_LONG);
