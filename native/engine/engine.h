@@ -53,8 +53,8 @@ uint16_t mn_engine_port(const struct mn_engine *e, int family);
 /* Any thread: hand over a command (its blob too). -EAGAIN: the ring is full. */
 int mn_engine_push(struct mn_engine *e, const struct mn_command *cmd);
 
-/* Any thread: push and wait for the answer, at most a second. Result of SET_FILTER, SET_PRIVATE_KEY: 0 or a negative
- * errno. STATS and PEER_STATS fill values[] in the order of mn_engine_stat_names / mn_peer_stat_names. */
+/* Any thread: push and wait for the answer, at most five seconds. Result of SET_FILTER, SET_PRIVATE_KEY: 0 or a
+ * negative errno. STATS and PEER_STATS fill values[] in the order of mn_engine_stat_names / mn_peer_stat_names. */
 enum { MN_STATS_MAX = 192 };
 struct mn_answer {
     int err;

@@ -8,6 +8,8 @@
 
 #include "internal.h"
 
+enum { CALL_SECONDS = 5 }; /* a turn takes milliseconds; a machine that swaps may take seconds */
+
 #define SOCK_COUNTERS(X)                                                                                               \
     X(rx_calls)                                                                                                        \
     X(rx_buffers)                                                                                                      \
@@ -167,7 +169,7 @@ int mn_engine_call(struct mn_engine *e, struct mn_command *cmd, struct mn_answer
     struct mn_calls *c = &e->calls;
     struct timespec until;
     clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += 1;
+    until.tv_sec += CALL_SECONDS;
     pthread_mutex_lock(&c->turn);
     cmd->req = ++c->asked;
     int err = mn_engine_push(e, cmd);
