@@ -40,6 +40,8 @@ DIAL_TIMEOUT_S: Final = 10.0
 USER_AGENT: Final = "meshnode"
 UNREAD_MAX: Final = 1 << 20
 """Bytes held for a reader that is not there yet; beyond, the socket is not read."""
+UNSENT_MAX: Final = 32 << 20
+"""Bytes the other side has not taken; beyond, it is given up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +151,11 @@ class Pipe(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send; silently nothing once the connection ended, its reader learns of that."""
-        if self.transport is not None and not self.transport.is_closing():
-            self.transport.write(data)
+        if self.transport is None or self.transport.is_closing():
+            return
+        self.transport.write(data)
+        if self.transport.get_write_buffer_size() > UNSENT_MAX:
+            self.transport.abort()
 
     def attach(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
         """From now on call back; bytes and an end that came before are handed over at once."""
