@@ -98,8 +98,9 @@ static void fire_ack(struct mn_stack *s, struct mn_conn *c)
 
 static void fire_keepalive(struct mn_stack *s, struct mn_conn *c)
 {
-    bool is_out = c->snd.una != c->snd.nxt;
-    if (is_out || (c->keep_probes == 0 && s->now - c->heard_at < MN_KEEP_IDLE)) {
+    /* With data out or a window to probe, those ask already. */
+    bool is_busy = c->snd.una != c->snd.nxt || mn_seq_lt(c->snd.nxt, c->snd.end);
+    if (is_busy || (c->keep_probes == 0 && s->now - c->heard_at < MN_KEEP_IDLE)) {
         uint64_t at = c->heard_at + MN_KEEP_IDLE;
         mn_conn_set_timer(s, c, MN_T_KEEP, at > s->now ? at : s->now + MN_KEEP_INTERVAL);
         return;
