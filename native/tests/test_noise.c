@@ -1,6 +1,103 @@
 /* Handshake messages: exact shapes, both roles, and every way to be refused. WG-02, WG-04, WG-05, WG-06, WG-07, WG-10.
  */
 #include "wg_pair.h"
+#include "wg_vectors.h"
+
+static void start_noise(struct mn_noise *n, const uint8_t priv[32])
+{
+    CHECK_INT(mn_noise_init(n), 0);
+    CHECK_INT(mn_noise_set_key(n, priv), 0);
+}
+
+static void know(struct mn_noise *n, const struct mn_noise *other, struct mn_noise_remote *remote)
+{
+    memcpy(remote->pub, other->pub, 32);
+    memcpy(remote->psk, vector_psk, 32);
+    CHECK_INT(mn_noise_shared(n, remote), 0);
+}
+
+static void check_data(const struct mn_noise *n, struct mn_noise_keys *keys, uint32_t remote_index, uint64_t counter,
+                       const uint8_t *want, size_t want_len)
+{
+    uint8_t msg[256];
+    struct mn_session *s = mn_session_create(n->provider, keys, true, 1, remote_index, 0);
+    CHECK(s != NULL);
+    s->send_counter = counter;
+    for (size_t i = 0; i < want_len - MN_WG_OVERHEAD; i++)
+        msg[MN_WG_HEADER + i] = (uint8_t)i;
+    CHECK_INT(mn_session_seal(s, msg, want_len - MN_WG_OVERHEAD), want_len);
+    CHECK(memcmp(msg, want, want_len) == 0);
+    mn_session_free(s);
+}
+
+/* A whole conversation, byte for byte, as other code computed it. */
+static void test_vectors(void)
+{
+    struct mn_noise i, r;
+    struct mn_noise_remote to_r = {{0}}, to_i = {0};
+    struct mn_noise_initiator state;
+    struct mn_noise_responder pending;
+    struct mn_noise_keys keys_i, keys_r;
+    struct mn_cookie_jar jar_i = {{0}}, jar_r = {0};
+    uint8_t init[148], resp[92];
+    const uint32_t index_i = mn_le32_get(vector_initiation + 4), index_r = mn_le32_get(vector_response + 4);
+    start_noise(&i, vector_priv_i);
+    start_noise(&r, vector_priv_r);
+    know(&i, &r, &to_r);
+    know(&r, &i, &to_i);
+    CHECK(mn_cookie_jar_init(&jar_i, &i, r.pub) == 0 && mn_cookie_jar_init(&jar_r, &r, i.pub) == 0);
+
+    CHECK_INT(mn_noise_create_initiation(&i, &to_r, vector_eph_i, vector_timestamp, index_i, &state, init), 0);
+    CHECK_INT(mn_cookie_add_macs(&jar_i, &i, init, sizeof init, SEC), 0);
+    CHECK(memcmp(init, vector_initiation, sizeof init) == 0);
+
+    CHECK_INT(mn_noise_read_static(&r, init, &pending), 0);
+    CHECK(memcmp(pending.pub, i.pub, 32) == 0);
+    CHECK_INT(mn_noise_read_timestamp(&r, &to_i, init, &pending), 0);
+    CHECK(memcmp(pending.timestamp, vector_timestamp, 12) == 0);
+    CHECK_INT(mn_noise_create_response(&r, &to_i, &pending, vector_eph_r, index_r, &keys_r, resp), 0);
+    CHECK_INT(mn_cookie_add_macs(&jar_r, &r, resp, sizeof resp, SEC), 0);
+    CHECK(memcmp(resp, vector_response, sizeof resp) == 0);
+
+    CHECK_INT(mn_noise_consume_response(&i, &to_r, &state, resp, &keys_i), 0);
+    CHECK(memcmp(keys_i.send, vector_key_i, 32) == 0 && memcmp(keys_i.receive, vector_key_r, 32) == 0);
+    CHECK(memcmp(keys_r.send, vector_key_r, 32) == 0 && memcmp(keys_r.receive, vector_key_i, 32) == 0);
+    struct mn_noise_keys again = keys_i;
+    check_data(&i, &again, index_r, 0, vector_data_i, sizeof vector_data_i);
+    check_data(&i, &keys_i, index_r, 1, vector_keepalive_i, sizeof vector_keepalive_i);
+    check_data(&r, &keys_r, index_i, 0x0102030405060708, vector_data_r, sizeof vector_data_r);
+    mn_noise_wipe(&i);
+    mn_noise_wipe(&r);
+}
+
+static void vector_nonce(void *ctx, uint8_t *p, size_t n)
+{
+    (void)ctx;
+    memcpy(p, n == 32 ? vector_cookie_secret : vector_cookie_nonce, n);
+}
+
+static void test_cookie_vectors(void)
+{
+    struct mn_noise i, r;
+    struct mn_cookie_checker checker = {0};
+    struct mn_cookie_jar jar = {0};
+    struct mn_path from = path_of(1, 41641);
+    uint8_t init[148], reply[64];
+    start_noise(&i, vector_priv_i);
+    start_noise(&r, vector_priv_r);
+    CHECK(mn_cookie_checker_init(&checker, &r, r.pub) == 0 && mn_cookie_jar_init(&jar, &i, r.pub) == 0);
+    memcpy(init, vector_initiation, sizeof init);
+    CHECK(mn_cookie_check_mac1(&checker, &r, init, sizeof init));
+    CHECK_INT(mn_cookie_add_macs(&jar, &i, init, sizeof init, SEC), 0);
+    CHECK_INT(mn_cookie_create_reply(&checker, &r, init, sizeof init, &from, SEC, vector_nonce, NULL, reply), 0);
+    CHECK(memcmp(reply, vector_cookie_reply, sizeof reply) == 0);
+    CHECK_INT(mn_cookie_consume_reply(&jar, &i, reply, SEC), 0);
+    CHECK_INT(mn_cookie_add_macs(&jar, &i, init, sizeof init, SEC), 0);
+    CHECK(memcmp(init, vector_initiation_mac2, sizeof init) == 0);
+    CHECK(mn_cookie_check_mac2(&checker, &r, init, sizeof init, &from, SEC));
+    mn_noise_wipe(&i);
+    mn_noise_wipe(&r);
+}
 
 static void test_handshake_and_data(void)
 {
@@ -338,6 +435,8 @@ static void test_kick(void)
 
 int main(void)
 {
+    RUN(test_vectors);
+    RUN(test_cookie_vectors);
     RUN(test_handshake_and_data);
     RUN(test_paths_of_answers);
     RUN(test_shapes);
