@@ -34,11 +34,11 @@ static void check_data(const struct mn_noise *n, struct mn_noise_keys *keys, uin
 static void test_vectors(void)
 {
     struct mn_noise i, r;
-    struct mn_noise_remote to_r = {{0}}, to_i = {0};
+    struct mn_noise_remote to_r = {0}, to_i = {0};
     struct mn_noise_initiator state;
     struct mn_noise_responder pending;
     struct mn_noise_keys keys_i, keys_r;
-    struct mn_cookie_jar jar_i = {{0}}, jar_r = {0};
+    struct mn_cookie_jar jar_i = {0}, jar_r = {0};
     uint8_t init[148], resp[92];
     const uint32_t index_i = mn_le32_get(vector_initiation + 4), index_r = mn_le32_get(vector_response + 4);
     start_noise(&i, vector_priv_i);
