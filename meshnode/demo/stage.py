@@ -40,6 +40,8 @@ READY_S: Final = 10.0
 STOP_S: Final = 4.0
 CAPABILITY_PORT: Final = 3001
 LOG_TAIL: Final = 15
+OURSELVES: Final = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+"""With -P: children run this very package, not one that happens to lie in the working directory."""
 
 
 class Broken(MeshError):
@@ -149,10 +151,10 @@ class Stage:
     async def _start(self, name: str, words: list[str], environment: dict[str, str]) -> Child:
         ours = ("MESHNODE_", "TS_", "TAILSCALE_")
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
-        argv = [sys.executable, "-m", "meshnode", *words, "--control-url", self.control.url, "--hostname", name]
+        argv = [sys.executable, "-P", "-m", "meshnode", *words, "--control-url", self.control.url, "--hostname", name]
         argv += ["--state-dir", str(self.folder / name), "--auth-key", "env:MESHNODE_DEMO_KEY"]
         given = {"MESHNODE_DEMO_KEY": self.control.add_key(), "MESHNODE_USE_LOOPBACK": "true"}
-        env = kept | given | environment
+        env = kept | given | environment | OURSELVES
         log = os.open(self.folder / f"{name}.log", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         started_at = time.monotonic()
         try:
@@ -173,10 +175,10 @@ class Stage:
 
     async def fetch(self, method: str, url: str, *headers: str, body: str = "") -> dict[str, Any]:
         """One request through the laptop's door, by a program of its own. Broken with its complaint."""
-        argv = [sys.executable, "-m", "meshnode.demo.fetch", str(self.door_port), method, url, *headers]
+        argv = [sys.executable, "-P", "-m", "meshnode.demo.fetch", str(self.door_port), method, url, *headers]
         argv += ["--body", body] if body else []
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, preexec_fn=_die_with_parent
+            *argv, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, env=os.environ | OURSELVES, preexec_fn=_die_with_parent
         )
         try:
             out, err = await process.communicate()
