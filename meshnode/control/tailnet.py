@@ -309,8 +309,8 @@ class Tailnet:
                 member.endpoints = wanted
                 patch["Endpoints"] = list(wanted)
         hostinfo = _mapping(request.get("Hostinfo"))
-        home = _mapping(hostinfo.get("NetInfo")).get("PreferredDERP") or 0
-        if isinstance(home, int) and home != member.home:
+        home = _mapping(hostinfo.get("NetInfo")).get("PreferredDERP")  # absent: as before
+        if isinstance(home, int) and home and home != member.home:
             member.home = patch["DERPRegion"] = home
         whole = bool(hostinfo) and _without_network(hostinfo) != _without_network(member.hostinfo)
         member.hostinfo = hostinfo or member.hostinfo
