@@ -1,0 +1,278 @@
+/* Echo in both directions, errors we send, their rates, strange protocols, source and destination checks (IP-04, IP-05). */
+#include "rig.h"
+
+static size_t echo(struct rig *r, uint8_t *pkt, bool is_reply, size_t len)
+{
+    static uint8_t payload[2000];
+    for (size_t i = 0; i < len; i++)
+        payload[i] = (uint8_t)i;
+    return mn_icmp_write_echo(pkt, r->v6 ? &r->peer6 : &r->peer4, r->v6 ? &r->own6 : &r->own4, is_reply, 0x1234, 7,
+                              payload, len);
+}
+
+static void test_echo_is_answered(void)
+{
+    for (int v6 = 0; v6 < 2; v6++) {
+        for (size_t len = 0; len <= 1200; len += 61) {
+            struct rig r;
+            struct mn_icmp m;
+            uint8_t pkt[RIG_MTU];
+            rig_start(&r);
+            r.v6 = v6 != 0;
+            rig_ip_in(&r, pkt, echo(&r, pkt, false, len));
+            CHECK(rig_take(&r));
+            CHECK_INT(mn_icmp_parse(&m, &r.seen_packet), 0);
+            CHECK(m.kind == MN_ICMP_ECHO_REPLY && m.id == 0x1234 && m.seq == 7 && m.body_len == len);
+            for (size_t i = 0; i < len; i++)
+                CHECK_INT(m.body[i], (uint8_t)i);
+            CHECK(mn_ip_equal(&r.seen_packet.dst, r.v6 ? &r.peer6 : &r.peer4));
+            rig_stop(&r);
+        }
+    }
+}
+
+static void test_echo_needs_a_rule(void)
+{
+    struct rig r;
+    uint8_t pkt[RIG_MTU];
+    rig_start(&r);
+    rig_deny_all(&r);
+    rig_ip_in(&r, pkt, echo(&r, pkt, false, 8));
+    rig_none(&r);
+    CHECK_INT(mn_stack_stats(r.s)->filter_drop, 1);
+    const struct rig_rule tcp_only[] = {{6, "4", "4", 22, 22}}; /* any rule for these hosts will do */
+    rig_filter(&r, tcp_only, 1);
+    rig_ip_in(&r, pkt, echo(&r, pkt, false, 8));
+    CHECK(rig_take(&r));
+    r.v6 = true;
+    rig_ip_in(&r, pkt, echo(&r, pkt, false, 8));
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+static void test_echo_rate_is_bounded(void)
+{
+    struct rig r;
+    uint8_t pkt[RIG_MTU];
+    int answers = 0;
+    rig_start(&r);
+    size_t n = echo(&r, pkt, false, 8);
+    for (int i = 0; i < 3000; i++) {
+        rig_ip_in(&r, pkt, n);
+        while (rig_take(&r))
+            answers++;
+    }
+    CHECK_INT(answers, MN_ECHO_PER_S);
+    CHECK_INT(mn_stack_stats(r.s)->icmp_echo_limited, 3000 - MN_ECHO_PER_S);
+    r.now += 100 * MN_MS;
+    for (int i = 0; i < 3000; i++) {
+        rig_ip_in(&r, pkt, n);
+        while (rig_take(&r))
+            answers++;
+    }
+    CHECK_INT(answers, MN_ECHO_PER_S + MN_ECHO_PER_S / 10);
+    rig_stop(&r);
+}
+
+static void test_our_ping(void)
+{
+    for (int v6 = 0; v6 < 2; v6++) {
+        struct rig r;
+        struct mn_icmp m;
+        uint8_t pkt[RIG_MTU];
+        rig_start(&r);
+        r.v6 = v6 != 0;
+        rig_deny_all(&r); /* answers to what we asked need no rule */
+        struct mn_ip to = r.v6 ? r.peer6 : r.peer4;
+        CHECK_INT(mn_ping_send(r.s, &to, 0x1234, 7, (const uint8_t *)"abc", 3, r.now), 0);
+        CHECK(rig_take(&r));
+        CHECK_INT(mn_icmp_parse(&m, &r.seen_packet), 0);
+        CHECK(m.kind == MN_ICMP_ECHO_REQUEST && m.body_len == 3);
+        rig_ip_in(&r, pkt, echo(&r, pkt, true, 3));
+        CHECK_INT(r.pings, 1);
+        CHECK(r.ping_id == 0x1234 && r.ping_seq == 7);
+        CHECK_INT(mn_ping_send(r.s, &to, 1, 1, pkt, 1280, r.now), -EMSGSIZE);
+        r.no_route = true;
+        CHECK_INT(mn_ping_send(r.s, &to, 1, 1, pkt, 8, r.now), -EHOSTUNREACH);
+        rig_stop(&r);
+    }
+}
+
+static void test_ping_to_self(void)
+{
+    struct rig r;
+    rig_start(&r);
+    rig_deny_all(&r);
+    CHECK_INT(mn_ping_send(r.s, &r.own4, 5, 6, (const uint8_t *)"x", 1, r.now), 0);
+    CHECK_INT(mn_stack_next_deadline(r.s), 0);
+    mn_stack_flush(r.s, r.now);
+    CHECK_INT(r.pings, 1);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+static size_t udp(struct rig *r, uint8_t *pkt, uint16_t port)
+{
+    struct mn_ep from = {r->v6 ? r->peer6 : r->peer4, 999}, to = {r->v6 ? r->own6 : r->own4, port};
+    return mn_udp_write(pkt, &from, &to, (const uint8_t *)"hello", 5);
+}
+
+static void test_port_unreachable(void)
+{
+    for (int v6 = 0; v6 < 2; v6++) {
+        struct rig r;
+        struct mn_icmp m;
+        struct mn_icmp_quote q;
+        uint8_t pkt[RIG_MTU];
+        rig_start(&r);
+        r.v6 = v6 != 0;
+        rig_ip_in(&r, pkt, udp(&r, pkt, 33434));
+        CHECK(rig_take(&r));
+        CHECK_INT(mn_icmp_parse(&m, &r.seen_packet), 0);
+        CHECK_INT(m.kind, MN_ICMP_PORT_UNREACHABLE);
+        CHECK_INT(r.seen_packet.l4[0], v6 != 0 ? 1 : 3);
+        CHECK_INT(r.seen_packet.l4[1], v6 != 0 ? 4 : 3);
+        CHECK_INT(mn_icmp_parse_quote(&q, m.body, m.body_len), 0);
+        CHECK(q.proto == MN_PROTO_UDP && q.sport == 999 && q.dport == 33434);
+        rig_deny_all(&r); /* not allowed: not even that is told */
+        rig_ip_in(&r, pkt, udp(&r, pkt, 33434));
+        rig_none(&r);
+        rig_stop(&r);
+    }
+}
+
+static void test_error_rate_is_bounded(void)
+{
+    struct rig r;
+    uint8_t pkt[RIG_MTU];
+    int answers = 0;
+    rig_start(&r);
+    for (int i = 0; i < 500; i++) {
+        rig_ip_in(&r, pkt, udp(&r, pkt, 33434));
+        while (rig_take(&r))
+            answers++;
+    }
+    CHECK_INT(answers, MN_PEER_ERRORS_PER_S);
+    for (uint32_t peer = 0; peer < 64; peer++) { /* many peers together meet the global bound */
+        for (int i = 0; i < 10; i++) {
+            memcpy(r.sent, pkt, sizeof pkt);
+            mn_stack_input(r.s, peer, r.sent, udp(&r, r.sent, 33434), r.now);
+            mn_stack_flush(r.s, r.now);
+            while (rig_take(&r))
+                answers++;
+        }
+    }
+    CHECK_INT(answers, MN_ERRORS_PER_S);
+    rig_stop(&r);
+}
+
+static void test_unknown_protocols(void)
+{
+    for (int v6 = 0; v6 < 2; v6++) {
+        struct rig r;
+        struct mn_icmp m;
+        uint8_t pkt[RIG_MTU] = {0};
+        rig_start(&r);
+        r.v6 = v6 != 0;
+        struct mn_ip *src = r.v6 ? &r.peer6 : &r.peer4, *dst = r.v6 ? &r.own6 : &r.own4;
+        size_t n = mn_packet_write_header(pkt, src, dst, 132, 20) + 20;
+        rig_ip_in(&r, pkt, n); /* the usual rules do not name it */
+        rig_none(&r);
+        const struct rig_rule narrow[] = {{132, "4", "4", 0, 100}, {132, "6", "6", 0, 100}};
+        rig_filter(&r, narrow, 2);
+        rig_ip_in(&r, pkt, n);
+        rig_none(&r);
+        const struct rig_rule named[] = {{132, "4", "4", 0, 65535}, {132, "6", "6", 0, 65535}};
+        rig_filter(&r, named, 2);
+        rig_ip_in(&r, pkt, n);
+        CHECK(rig_take(&r));
+        CHECK_INT(mn_icmp_parse(&m, &r.seen_packet), 0);
+        CHECK_INT(m.kind, MN_ICMP_PROTO_UNREACHABLE);
+        rig_stop(&r);
+    }
+}
+
+static void test_bad_addresses_are_dropped(void)
+{
+    static const uint8_t sources[][4] = {{127, 0, 0, 1}, {0, 0, 0, 0}, {224, 1, 1, 1}, {255, 255, 255, 255}, {100, 64, 0, 1}};
+    struct rig r;
+    uint8_t pkt[RIG_MTU];
+    rig_start(&r);
+    for (size_t i = 0; i < 5; i++) {
+        struct mn_ip src = mn_ip_from4(sources[i]);
+        rig_ip_in(&r, pkt, mn_icmp_write_echo(pkt, &src, &r.own4, false, 1, 1, NULL, 0));
+    }
+    CHECK_INT(mn_stack_stats(r.s)->drop_source, 5);
+    static const uint8_t targets[][4] = {{100, 64, 0, 3}, {224, 0, 0, 1}, {169, 254, 0, 1}, {255, 255, 255, 255}};
+    for (size_t i = 0; i < 4; i++) {
+        struct mn_ip dst = mn_ip_from4(targets[i]);
+        rig_ip_in(&r, pkt, mn_icmp_write_echo(pkt, &r.peer4, &dst, false, 1, 1, NULL, 0));
+    }
+    CHECK_INT(mn_stack_stats(r.s)->drop_not_local, 4);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+static void test_damaged_icmp(void)
+{
+    struct rig r;
+    uint8_t pkt[RIG_MTU];
+    rig_start(&r);
+    for (int v6 = 0; v6 < 2; v6++) {
+        r.v6 = v6 != 0;
+        size_t n = echo(&r, pkt, false, 16);
+        pkt[n - 1] ^= 1;
+        rig_ip_in(&r, pkt, n);
+    }
+    CHECK_INT(mn_stack_stats(r.s)->drop_checksum, 2);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+static void test_tsmp_ping(void)
+{
+    struct rig r;
+    uint8_t pkt[64];
+    rig_start(&r);
+    rig_deny_all(&r); /* it only says that the node is there, which the peer knows */
+    size_t n = mn_packet_write_header(pkt, &r.peer4, &r.own4, MN_PROTO_TSMP, 9);
+    memcpy(pkt + n, "p12345678", 9);
+    rig_ip_in(&r, pkt, n + 9);
+    CHECK(rig_take(&r));
+    CHECK_INT(r.seen_packet.proto, MN_PROTO_TSMP);
+    CHECK_INT(r.seen_packet.l4_len, 11);
+    CHECK(memcmp(r.seen_packet.l4, "o12345678", 9) == 0);
+    rig_stop(&r);
+}
+
+static void test_fragments_are_counted(void)
+{
+    struct rig r;
+    uint8_t pkt[RIG_MTU];
+    rig_start(&r);
+    size_t n = udp(&r, pkt, 33434);
+    mn_store16(pkt + 6, 0x2000);
+    mn_store16(pkt + 10, 0);
+    mn_csum_store(pkt + 10, mn_csum_add(0, pkt, 20));
+    rig_ip_in(&r, pkt, n);
+    CHECK_INT(mn_stack_stats(r.s)->drop_fragment, 1);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+int main(void)
+{
+    RUN(test_echo_is_answered);
+    RUN(test_echo_needs_a_rule);
+    RUN(test_echo_rate_is_bounded);
+    RUN(test_our_ping);
+    RUN(test_ping_to_self);
+    RUN(test_port_unreachable);
+    RUN(test_error_rate_is_bounded);
+    RUN(test_unknown_protocols);
+    RUN(test_bad_addresses_are_dropped);
+    RUN(test_damaged_icmp);
+    RUN(test_tsmp_ping);
+    RUN(test_fragments_are_counted);
+    return 0;
+}
