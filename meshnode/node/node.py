@@ -32,7 +32,7 @@ from meshnode.run.scope import Scope
 if TYPE_CHECKING:
     from meshnode.engine.flow import TunnelSocket
     from meshnode.engine.listener import Listener
-    from meshnode.node.wiring import House
+    from meshnode.node.house import House
     from meshnode.tunnel.listener import Callback, Server
     from meshnode.tunnel.streams import TunnelWriter
 
@@ -126,11 +126,11 @@ class Node:
     async def __aenter__(self) -> Self:
         if self._house is not None or self._is_closed:
             raise RuntimeError("a Node is entered once; make another one")
-        from meshnode.node.wiring import House
+        from meshnode.node.house import House
 
         self._failure = asyncio.get_running_loop().create_future()
         self._scope = Scope("node")
-        self._house = House(self, self._scope, self._broadcast, on_failure=self.fail, on_netmap=self._on_netmap)
+        self._house = House(self, self._scope, self._broadcast, on_failure=self.fail)
         try:
             await self._house.start()
         except BaseException:
@@ -200,7 +200,7 @@ class Node:
         """'auto': by the best way there is. 'relay': by relays only, to see how that is, or in doubt of UDP."""
         if paths not in ("auto", "relay"):
             raise ConfigError(f"paths: {paths!r} is none of auto, relay")
-        self._running().set_paths(paths)
+        self._running().wiring.set_paths(paths)
         self.paths = paths
 
     # --- connections ---
@@ -323,7 +323,8 @@ class Node:
             raise self._failure.result()
         return self._house
 
-    def _on_netmap(self, _: Netmap) -> None:
+    def on_netmap(self, _: Netmap) -> None:
+        """For the wiring: look-ups are built anew when next asked for."""
         self._names = None
 
     async def _or_failure(self, work: Any) -> None:

@@ -11,7 +11,7 @@ from meshnode.netmap.rules import describe
 from meshnode.node.status import ACTIVE_S, PeerTraffic, RelayHome, Status
 
 if TYPE_CHECKING:
-    from meshnode.node.wiring import House
+    from meshnode.node.house import House
 
 BACKEND: Final = {
     Phase.STARTING: "Starting",

@@ -1,0 +1,269 @@
+"""House: the rooms of one running node, from start to end.
+
+Order of start: state, engine, control, then relays and paths, which are loaded while control's answer
+is on its way (start-up time is a promise); of the end: the reverse. Who calls whom is in `wiring`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from meshnode import __version__
+from meshnode.base.addr import Endpoint
+from meshnode.base.errors import EngineError, ListenError, MeshError, NameNotFound, StateError
+from meshnode.base.keys import DiscoPrivate, DiscoPublic
+from meshnode.control.client import ControlClient, ControlConfig, Keys
+from meshnode.control.hostinfo import gather
+from meshnode.engine.engine import Engine
+from meshnode.netmap.model import Netmap
+from meshnode.netmap.tailcfg import EndpointKind
+from meshnode.node.events import Broadcast
+from meshnode.node.home import HomeKeeper
+from meshnode.node.keeper import Keeper
+from meshnode.node.status import Pong
+from meshnode.node.wiring import Wiring
+from meshnode.run.log import get_logger
+from meshnode.run.scope import Scope
+from meshnode.run.snapshot import Snapshot
+from meshnode.state.store import State
+from meshnode.tunnel.dialer import Dialer
+
+if TYPE_CHECKING:
+    from meshnode.node.node import Node
+
+RELAY_GRACE_S: Final = 0.2
+"""How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
+ENDPOINTS_EVERY_S: Final = 10.0
+FLOOR_EVERY_S: Final = 600.0
+"""A crash forgets at most this much of WireGuard's time; only a clock set back further would matter."""
+
+_log = get_logger("node")
+
+
+class House:
+    """The rooms of one running node."""
+
+    engine: Engine
+    control: ControlClient
+    home: HomeKeeper
+    dialer: Dialer
+
+    def __init__(
+        self, node: Node, scope: Scope, broadcast: Broadcast, *, on_failure: Callable[[MeshError], None]
+    ) -> None:
+        self.node = node
+        self.clock = node.clock
+        self.netmap: Snapshot[Netmap | None] = Snapshot(None)
+        self.endpoints: tuple[Endpoint, ...] = ()
+        self.wiring = Wiring(self, broadcast)
+        self._scope = scope
+        self._on_failure = on_failure
+        self._keeper: Keeper | None = None
+        self._control_task: asyncio.Task[Any] | None = None
+        self._rooms = contextlib.AsyncExitStack()
+
+    # --- start ---
+
+    async def start(self) -> None:
+        """Bring every room up. StateError, ListenError; what control says comes later."""
+        keeper = self._keeper = Keeper(self.node.state_dir, self.node.control_url, self.clock)
+        self._rooms.callback(keeper.close)
+        await self._start_engine(keeper.state)
+        disco = DiscoPrivate.generate(self.clock.entropy)
+        self._start_control(keeper.state, disco.public())
+        self._control_task = self._scope.spawn(self._run_control(), "control")
+        await asyncio.sleep(0)
+        self._start_relays()
+        await asyncio.sleep(0)
+        self._start_paths(disco)
+        self.wiring.introduce()
+        self._refresh_endpoints()
+        self._scope.spawn(self._watch_endpoints(), "endpoints")
+        self._scope.spawn(keeper.keep_saving(), "state")
+        self._scope.spawn(self._keep_floor(), "floor")
+        self._scope.spawn(self._watch_bugs(), "bugs")
+
+    async def _start_engine(self, state: State) -> None:
+        node = self.node
+        try:
+            self.engine = await Engine.start(
+                state.node, port=node.port, mtu=node.mtu, timestamp_floor=state.timestamp_floor
+            )
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            tip = "choose another with --port, or 0 for any" if taken else "a limit of the system may be in the way"
+            reason = (error.strerror or str(error)).lower()
+            raise ListenError(f"UDP port {node.port} cannot be used for the tunnel: {reason}; {tip}") from None
+        self._rooms.push_async_callback(self.engine.aclose)
+        self.dialer = Dialer(self.engine.connect, node.resolve)
+
+    def _start_relays(self) -> None:
+        from meshnode.relay.pool import RelayPool
+
+        node, state = self.node, self.memory.state
+        self.pool = RelayPool(
+            state.node,
+            clock=self.clock,
+            ca_file=node.ca_file,
+            allow_insecure=node.insecure_relays,
+            plain=node.plain_relays,
+        )
+        self._rooms.push_async_callback(self.pool.aclose)
+        report = self.wiring.on_home
+        self.home = HomeKeeper(choose=self.pool.set_home, report=report, preferred=state.home_region)
+        self._rooms.callback(self.home.close)
+
+    def _start_paths(self, disco: DiscoPrivate) -> None:
+        from meshnode.underlay.disco import Discovery
+
+        public = self.memory.state.node.public()
+        self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=self.node.use_loopback)
+        self._rooms.callback(self.discovery.close)
+
+    def _start_control(self, state: State, disco: DiscoPublic) -> None:
+        node, wiring = self.node, self.wiring
+        config = ControlConfig(
+            url=node.control_url,
+            auth_key=node.auth_key.reveal(),
+            known=bool(state.node_id),
+            ephemeral=node.ephemeral,
+            ca_file=node.ca_file,
+            pinned_key=state.control_key,
+        )
+        self.control = ControlClient(
+            config,
+            Keys(state.machine, state.node, disco, state.old_node),
+            gather(node.hostname or machine_name(), version=__version__, log_id=state.log_id),
+            clock=self.clock,
+            on_netmap=wiring.on_netmap,
+            on_state=wiring.on_control_state,
+            on_login=wiring.on_login,
+            on_keys=wiring.on_keys,
+            on_pin=wiring.on_pin,
+        )
+
+    # --- end ---
+
+    async def say_goodbye(self, timeout_s: float) -> None:
+        """Log an ephemeral node out, so that it is gone at once; its state is erased.
+
+        Also while joining: the server may have registered us before its answer came.
+        """
+        if self._control_task is None or self._control_task.done():
+            return
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.control.logout(timeout_s)
+        except (MeshError, OSError, TimeoutError) as error:
+            _log.warning("could not log out; control forgets this ephemeral node by itself", error=str(error))
+            return
+        _log.info("logged out")
+        with contextlib.suppress(StateError):
+            self.memory.erase()
+
+    async def logout(self, timeout_s: float) -> None:
+        """Expire this node at the server, then forget its keys. ControlError: the server did not confirm."""
+        await self.control.logout(timeout_s)
+        if self.node.ephemeral:
+            self.memory.erase()
+        else:
+            self.memory.start_over()
+
+    async def remember(self) -> None:
+        """Save what changed last, if this identity goes on."""
+        if self._keeper is not None and hasattr(self, "engine"):
+            self._keeper.change(timestamp_floor=self.engine.last_timestamp())
+            self._keeper.save()
+
+    @property
+    def memory(self) -> Keeper:
+        """What survives this run."""
+        assert self._keeper is not None, "the house was not started"
+        return self._keeper
+
+    async def stop(self) -> None:
+        """Close every room, the last opened first."""
+        await self._rooms.aclose()
+
+    # --- tasks ---
+
+    async def _run_control(self) -> None:
+        try:
+            await self.control.run()
+        except MeshError as error:
+            self._on_failure(error)
+
+    async def _watch_bugs(self) -> None:
+        """A task that died of something unexpected ends the node, loudly."""
+        error = await asyncio.shield(self._scope.failed)
+        if isinstance(error, MeshError):
+            self._on_failure(error)
+        else:
+            failure = EngineError(f"a part of the node failed: {type(error).__name__}: {error}; please report this")
+            failure.__cause__ = error
+            self._on_failure(failure)
+
+    async def _watch_endpoints(self) -> None:
+        while True:
+            await asyncio.sleep(ENDPOINTS_EVERY_S)
+            self._refresh_endpoints()
+
+    def _refresh_endpoints(self) -> None:
+        from meshnode.underlay.endpoints import local_endpoints
+
+        found = tuple(local_endpoints(self.engine.port4, self.engine.port6, loopback_ok=self.node.use_loopback))
+        if found == self.endpoints:
+            return
+        gone = {e.ip for e in self.endpoints} - {e.ip for e in found}
+        self.endpoints = found
+        self.discovery.set_endpoints(found)
+        if gone:
+            self.discovery.on_link_change(gone)
+        self.control.update(endpoints=[(endpoint, EndpointKind.LOCAL) for endpoint in found])
+
+    async def _keep_floor(self) -> None:
+        while True:
+            await asyncio.sleep(FLOOR_EVERY_S)
+            self.memory.change(timestamp_floor=self.engine.last_timestamp())
+
+    # --- questions ---
+
+    async def wait_ready(self) -> None:
+        """The netmap is in use, and the home relay connected or given its grace."""
+        await self.netmap.until(lambda netmap: netmap is not None and netmap.self_node.authorized)
+        if self.home.is_needed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(RELAY_GRACE_S):
+                    await self.home.settled.wait()
+
+    def what_it_waits_for(self) -> tuple[str, MeshError | None]:
+        """For NotReady: a sentence, and the error that stands in the way."""
+        state = self.control.state
+        detail = f"; {state.reason}" if state.reason else ""
+        return f"{state.phase.value} at {self.node.control_url}{detail}", state.error
+
+    async def ping(self, host: str, timeout_s: float) -> Pong:
+        """One DISCO ping to a peer, by name or address."""
+        node = self.node.names().node(host)
+        netmap = self.netmap.value
+        if node is None or netmap is None:
+            self.node.resolve(host)  # raises with the nearest names
+            raise NameNotFound(f"{host} is a name, but no node's; nothing to ping")
+        if node.id == netmap.self_node.id:
+            return Pong(node, node.ips[0], 0.0, None, is_self=True)
+        result = await self.discovery.ping(node.key, timeout_s)
+        region = netmap.relays.regions.get(result.region)
+        code = region.code if region else str(result.region)
+        return Pong(node, node.ips[0], result.latency_s, result.endpoint, result.region, code)
+
+
+def machine_name() -> str:
+    """The first label of this machine's name, made fit for DNS."""
+    label = socket.gethostname().partition(".")[0].lower()
+    fit = "".join(c if c.isalnum() and c.isascii() else "-" for c in label).strip("-")[:63]
+    return fit or "meshnode"
