@@ -57,6 +57,8 @@ class RelayPool:
         self._home = NO_REGION
         self._closed = False
         self._sweeper: asyncio.TimerHandle | None = None
+        self.unhandled_count = 0
+        """Packets whose handler raised."""
         self.on_packet: Callable[[RegionId, NodePublic, bytes], None] = _ignore
         """(region, sender, data): DISCO and WireGuard alike; wire.disco.is_disco tells them apart."""
         self.on_state: Callable[[RegionId, RelayState], None] = _ignore
@@ -127,7 +129,12 @@ class RelayPool:
             key = self._remember(sender)
         if self._routes.get(sender) != region:
             self._routes[sender] = region
-        self.on_packet(region, key, data)
+        try:
+            self.on_packet(region, key, data)
+        except Exception as error:  # a bug, or an engine that does not keep up: one packet's worth, not a connection's
+            self.unhandled_count += 1
+            context = {"message": "a packet that came by relay could not be handled", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
 
     def _remember(self, sender: bytes) -> NodePublic:
         if len(self._keys) >= PEERS_MAX:

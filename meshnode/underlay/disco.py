@@ -1,8 +1,9 @@
-"""Discovery: opens, seals and routes DISCO and keeps one path machine per peer.
+"""Discovery: routes DISCO and keeps one path machine per peer.
 
-Feeds `core.path` with what the engine, the relays, the netmap and the link say, and performs the effects
-it returns. Pings are always answered. One heap of deadlines and one loop timer serve all peers. CallMeMaybe
-and pongs are limited per peer and in all, so that nobody can make us a lever against a third party.
+Feeds `core.path` with what the engine, the relays, the netmap and the link say, and performs the effects it
+returns; `speaker` seals and opens. Pings are always answered. One heap of deadlines and one loop timer serve
+all peers. CallMeMaybe and pongs are limited per peer and in all, so that nobody can make us a lever against a
+third party.
 Source: docs/protocol/paths.md 6.3 to 6.7, 8.7.
 """
 
@@ -10,13 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address
 from typing import Any, Final
 
 from meshnode.base.addr import IP, Endpoint, RegionId
-from meshnode.base.keys import DiscoPrivate, DiscoPublic, NodePublic
+from meshnode.base.keys import DiscoPrivate, NodePublic
 from meshnode.base.units import Seconds
 from meshnode.core.bucket import Bucket
 from meshnode.core.path import PeerPath
@@ -36,34 +35,23 @@ from meshnode.core.path_values import (
 from meshnode.netmap.model import Node
 from meshnode.run.clock import Clock
 from meshnode.underlay.deadlines import CallLater, Deadlines
-from meshnode.underlay.own import OwnEndpoints
-from meshnode.underlay.peers import DiscoKeys, Known
+from meshnode.underlay.peers import Known
 from meshnode.underlay.pings import PingResult, Pings
+from meshnode.underlay.speaker import Speaker, ignore, resolve
 from meshnode.wire import disco as wire
 
 __all__ = ["Discovery", "PingResult"]
 
 PINGS_PER_S: Final = 2000.0
 CALLS_PER_S: Final = 100.0
-PONGS_PER_S: Final = 500.0
 SLEEP_S: Final = 10.0
 """A boot clock that ran this much ahead of ours means the machine slept."""
-RELAY_SOURCE: Final = IPv4Address("127.3.3.40")
-"""What a pong by relay says its ping came from; the port is the region. Never an address of a socket."""
 UNREACHABLE: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EHOSTDOWN}
 )
 
 
-def _ignore(*_: Any) -> None:
-    """Until wiring sets the callable."""
-
-
-def _refuse(*_: Any) -> bool:
-    return False
-
-
-class Discovery:
+class Discovery(Speaker):
     """Every peer's path. Made inside a running loop; ended by `close`. All methods are of the loop's thread."""
 
     def __init__(
@@ -77,38 +65,22 @@ class Discovery:
         call_later: CallLater | None = None,
     ) -> None:
         """call_later: how to be woken; the running loop's unless a simulator brings its own."""
-        self._clock = clock or Clock()
+        super().__init__(private, node, clock or Clock(), loopback_ok=loopback_ok)
         call_later = call_later or asyncio.get_running_loop().call_later
         self._deadlines = Deadlines(self._clock, call_later, self._on_due)
         self._tuning = tuning or Tuning()
-        self._node = node
-        self._keys = DiscoKeys(private)
-        self._own = OwnEndpoints(loopback_ok)
         self._peers: dict[NodePublic, Known] = {}
         self._down: set[RegionId] = set()
         self._ping_budget = Bucket(PINGS_PER_S, PINGS_PER_S)
         self._call_budget = Bucket(CALLS_PER_S, CALLS_PER_S)
-        self._pong_budget = Bucket(PONGS_PER_S, PONGS_PER_S)
         self._pings = Pings(self._clock)
-        self._counters: Counter[str] = Counter()
         self._asleep_s = self._sleep_offset()
-        self.send_udp: Callable[[IP, int, bytes], Any] = _ignore
-        """Engine.send_raw"""
-        self.send_relay: Callable[[RegionId, NodePublic, bytes], bool] = _refuse
-        """RelayPool.send"""
-        self.set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], Any] = _ignore
+        self.set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], Any] = ignore
         """Engine.set_path: (peer, direct, region, mode)"""
-        self.kick: Callable[[NodePublic], Any] = _ignore
+        self.kick: Callable[[NodePublic], Any] = ignore
         """Engine.kick"""
-        self.notify: Callable[[NodePublic, str, str, str], Any] = _ignore
+        self.notify: Callable[[NodePublic, str, str, str], Any] = ignore
         """(peer, old state, new state, reason); equal states: another direct endpoint."""
-        self.restun: Callable[[], Any] = _ignore
-        """Our endpoints are wanted fresh; for a STUN client."""
-
-    @property
-    def public(self) -> DiscoPublic:
-        """Our disco key, for control."""
-        return self._keys.public
 
     # --- what the netmap says ---
 
@@ -155,10 +127,6 @@ class Discovery:
         for known, path in self._awake():
             self._perform(known, path.on_own_endpoints(self._clock.now()))
 
-    def set_node_key(self, node: NodePublic) -> None:
-        """Our own node key changed; it is named in our pings."""
-        self._node = node
-
     # --- what the engine says ---
 
     def on_send(self, peer: NodePublic, wanted: bool) -> None:
@@ -201,7 +169,7 @@ class Discovery:
         owners, message = self._open(data, now)
         source = Endpoint(ip, port)
         if isinstance(message, wire.Ping):
-            known = _resolve(owners, message.node)
+            known = resolve(owners, message.node)
             self._answer(known, owners, message, data, source)
             if known is not None:
                 self._perform(known, self._path(known).on_ping(source, now))
@@ -324,35 +292,6 @@ class Discovery:
 
     # --- DISCO in ---
 
-    def _open(self, data: bytes, now: float) -> tuple[Sequence[Known], wire.Message | None]:
-        """(who may have sealed it, what it says). Strangers cost no cipher."""
-        raw = wire.sender_of(data)
-        owners = tuple(self._keys.owners(raw, now)) if len(data) >= wire.MESSAGE_MIN else ()
-        if not owners:
-            self._counters["disco_bad_peer"] += 1
-            return (), None
-        box = self._keys.box(raw)
-        message = box.open(data) if box is not None else None
-        if message is None:
-            self._counters["disco_unread"] += 1
-        return owners, message
-
-    def _answer(
-        self, known: Known | None, owners: Sequence[Known], ping: wire.Ping, data: bytes, source: Endpoint
-    ) -> None:
-        """Pong to exactly where the ping came from, whoever of the owners it was."""
-        now = self._clock.now()
-        box = self._keys.box(wire.sender_of(data))
-        limit = (known or owners[0]).pongs
-        if box is not None and limit.take(now) and self._pong_budget.take(now):
-            self.send_udp(source.ip, source.port, self._seal(box, wire.Pong(ping.txid, source)))
-
-    def _answer_by_relay(self, known: Known, ping: wire.Ping, data: bytes, region: RegionId) -> None:
-        box = self._keys.box(wire.sender_of(data))
-        if box is not None and known.pongs.take(self._clock.now()):
-            pong = wire.Pong(ping.txid, Endpoint(RELAY_SOURCE, region))
-            self.send_relay(region, known.key, self._seal(box, pong))
-
     def _take_pong(self, owners: Sequence[Known], pong: wire.Pong, now: Seconds) -> None:
         if self._pings.answer(pong.txid, now):
             return
@@ -384,26 +323,6 @@ class Discovery:
             elif isinstance(effect, Notify):
                 self.notify(known.key, effect.old.value, effect.new.value, effect.reason)
         self._deadlines.arm(known)
-
-    def _send_ping(self, known: Known, ping: SendPing) -> None:
-        box = self._keys.box(known.disco.raw) if known.disco is not None else None
-        if box is None:
-            return
-        padding = wire.ping_padding(ping.wire, is_v6=ping.endpoint.ip.version == 6)
-        packet = self._seal(box, wire.Ping(ping.txid, self._node, padding))
-        self.send_udp(ping.endpoint.ip, ping.endpoint.port, packet)
-
-    def _send_call(self, known: Known) -> None:
-        box = self._keys.box(known.disco.raw) if known.disco is not None else None
-        if box is None or known.path is None:
-            return
-        if not self._own.is_fresh(self._clock.now()):
-            self.restun()
-        own = self._own.to_announce(known.path.seen_as, self._clock.now())
-        self.send_relay(known.region, known.key, self._seal(box, wire.CallMeMaybe(own)))
-
-    def _seal(self, box: wire.Box, message: wire.Message) -> bytes:
-        return box.seal(message, self._clock.entropy(wire.NONCE_LEN))
 
     # --- peers and time ---
 
@@ -439,11 +358,3 @@ class Discovery:
         self._look_for_sleep()
         if known.path is not None:
             self._perform(known, known.path.on_deadline(self._clock.now()))
-
-
-def _resolve(owners: Sequence[Known], hint: NodePublic | None) -> Known | None:
-    """Which owner of a disco key pinged by UDP; None: it cannot be told."""
-    for known in owners:
-        if known.key == hint:
-            return known
-    return owners[0] if len(owners) == 1 else None

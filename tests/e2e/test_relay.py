@@ -534,3 +534,24 @@ def test_something_else_on_the_port_is_no_relay() -> None:
         server.close()
 
     run(scenario)
+
+
+def test_a_handler_that_fails_costs_one_packet_and_no_connection() -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        a, b = [await bed.client(server.relay_map(), plain=True) for _ in range(2)]
+        told: list[str] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+        good = b.pool.on_packet
+
+        def fail(*_: Any) -> None:
+            raise RuntimeError("the engine does not keep up")
+
+        b.pool.on_packet = fail
+        a.pool.send(REGION, b.key, b"\x04x")
+        await until(lambda: b.pool.unhandled_count == 1)
+        b.pool.on_packet = good
+        await exchange(a, b)
+        assert told == ["a packet that came by relay could not be handled"] and b.states[-1] is RelayState.CONNECTED
+
+    run(scenario)
