@@ -1,12 +1,19 @@
 """What every test shares.
 
 The repository root goes to the END of the path: `tests.*` and `interop.*` are found there, while
-`meshnode` stays the installed package, which is what a newcomer runs.
+`meshnode` stays the installed package, which is what a newcomer runs. Programs that a test starts run
+that same package too, and not the one that lies uncompiled in the working directory.
 """
 
+import os
 import sys
 from pathlib import Path
 
 ROOT = str(Path(__file__).resolve().parent.parent)
 if ROOT not in sys.path:
     sys.path.append(ROOT)
+
+import meshnode  # noqa: E402
+
+os.environ["PYTHONSAFEPATH"] = "1"
+os.environ["PYTHONPATH"] = str(Path(meshnode.__file__).parents[1])
