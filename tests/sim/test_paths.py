@@ -245,3 +245,18 @@ def test_the_firewall_of_this_world_is_one() -> None:
     world.run(1.0)
     assert a.key not in b.got
     assert FIREWALL_S > 1
+
+
+@seeds(20)
+def test_a_nat_that_rebinds_is_followed(seed: int) -> None:
+    """The peer's packets suddenly come from another port: its pings show it, ours prove it."""
+    world, a, b = pair(seed)
+    world.talk(a, b)
+    world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
+    world.run(3.0)
+    at = world.now
+    b.port = 50_000 + seed
+    world.run(8.0)
+    act = a.path(b).act
+    assert act is not None and act.endpoint.port == b.port and a.state(b) is DIRECT
+    assert gaps(b.got[a.key], at, world.now) <= 1.0 and gaps(a.got[b.key], at, world.now) <= 1.0
