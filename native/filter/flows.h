@@ -1,4 +1,5 @@
-/* UDP flow memory: what we sent, so that answers may enter, and what peers began by a rule, so that rules are asked once.
+/* UDP flow memory: what we sent, so that answers may enter, and what peers began by a rule, so that rules are asked
+ * once.
  *
  * Two bounded tables with least-recently-used eviction: a peer that scans allowed ports can only evict entries of the
  * second kind, never the memory of what we started. An entry lives 30 s unanswered, 180 s once both sides have spoken.

@@ -1,8 +1,8 @@
 /* Compiled filter rules: what a peer may start with us. Immutable once loaded; replaced as a whole.
  *
  * Blob, little endian: u32 'MNF1', u32 rules; per rule u8 n_protos, u16 n_src, u16 n_dst, protos u8[],
- * src {u8 ip[16]; u8 bits}[], dst {u8 ip[16]; u8 bits; u16 first; u16 last}[]; then u32 n, jailed {u8 ip[16]; u8 bits}[n].
- * IPv4 is ::ffff:a.b.c.d with bits 96 + n. A prefix shorter than 96 bits speaks of IPv6 only.
+ * src {u8 ip[16]; u8 bits}[], dst {u8 ip[16]; u8 bits; u16 first; u16 last}[]; then u32 n, jailed {u8 ip[16]; u8
+ * bits}[n]. IPv4 is ::ffff:a.b.c.d with bits 96 + n. A prefix shorter than 96 bits speaks of IPv6 only.
  */
 #ifndef MN_FILTER_RULES_H
 #define MN_FILTER_RULES_H

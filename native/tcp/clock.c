@@ -12,7 +12,11 @@ static void give_up(struct mn_stack *s, struct mn_conn *c, int err)
 
 static void retry_syn(struct mn_stack *s, struct mn_conn *c)
 {
-    if (c->syn_tries >= MN_SYN_RETRIES) {
+    if (c->is_unsent && s->now - c->heard_at < MN_RTO_MAX_NS) {
+        mn_tcp_send_syn(s, c); /* it never left: no try of the network's */
+        return;
+    }
+    if (c->syn_tries >= MN_SYN_RETRIES || c->is_unsent) {
         give_up(s, c, ETIMEDOUT);
         return;
     }

@@ -146,7 +146,8 @@ void mn_conn_set_mss(struct mn_stack *s, struct mn_conn *c, uint16_t peer_mss)
     c->cc.mss = c->snd.mss;
 }
 
-/* ---- timers: one deadline in the heap per connection, the earliest of its own; late ones are corrected on firing ---- */
+/* ---- timers: one deadline in the heap per connection, the earliest of its own; late ones are corrected on firing ----
+ */
 
 void mn_conn_set_timer(struct mn_stack *s, struct mn_conn *c, enum mn_conn_timer which, uint64_t at)
 {

@@ -164,8 +164,8 @@ static bool take_udp_error(struct mn_stack *s, const struct mn_icmp *m, const st
     const struct mn_port *u = mn_ports_find(&s->udp, &q->src, q->sport);
     if (u == NULL)
         return false;
-    int err = m->kind == MN_ICMP_PORT_UNREACHABLE ? ECONNREFUSED
-              : m->kind == MN_ICMP_TOO_BIG        ? EMSGSIZE
+    int err = m->kind == MN_ICMP_PORT_UNREACHABLE                                           ? ECONNREFUSED
+              : m->kind == MN_ICMP_TOO_BIG                                                  ? EMSGSIZE
               : m->kind == MN_ICMP_HOST_UNREACHABLE || m->kind == MN_ICMP_PROTO_UNREACHABLE ? EHOSTUNREACH
                                                                                             : 0;
     if (err != 0 && s->ops.udp_error != NULL)

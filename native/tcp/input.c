@@ -133,8 +133,8 @@ static void take_window(struct mn_conn *c, const struct mn_segment *g)
         d->max_wnd = d->wnd;
 }
 
-/* Timestamps tell retransmissions apart (RFC 7323 4), at the price of a millisecond's grain. But an ACK that was lost and
- * sent again echoes an old stamp: if the last retransmission can have caused it, it is measured from there. */
+/* Timestamps tell retransmissions apart (RFC 7323 4), at the price of a millisecond's grain. But an ACK that was lost
+ * and sent again echoes an old stamp: if the last retransmission can have caused it, it is measured from there. */
 static uint64_t sample_stamp(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
     uint64_t ms = mn_conn_ts_now(s, c) - g->tsecr, since = s->now - c->rtt.resent_at;
@@ -263,8 +263,7 @@ static bool check_stamps(struct mn_stack *s, struct mn_conn *c, const struct mn_
             s->stats.tcp_no_timestamp++;
         return true;
     }
-    if (mn_seq_lt(g->tsval, c->ts.recent) && (g->flags & MN_TCP_RST) == 0 &&
-        s->now - c->ts.recent_at < MN_PAWS_IDLE) {
+    if (mn_seq_lt(g->tsval, c->ts.recent) && (g->flags & MN_TCP_RST) == 0 && s->now - c->ts.recent_at < MN_PAWS_IDLE) {
         s->stats.tcp_paws++;
         return false;
     }

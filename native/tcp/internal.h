@@ -1,8 +1,9 @@
-/* What the files of tcp/ share: the connection block, the half-open and TIME-WAIT records, and the stack that owns them.
+/* What the files of tcp/ share: the connection block, the half-open and TIME-WAIT records, and the stack that owns
+ * them.
  *
  * Who may touch what: a file changes the fields under its own name and calls the others for theirs.
- * A connection is freed only when the outermost call into the stack ends (mn_turn_leave), so a pointer to one stays good
- * across upcalls; is_dead says that it must not be used for anything more.
+ * A connection is freed only when the outermost call into the stack ends (mn_turn_leave), so a pointer to one stays
+ * good across upcalls; is_dead says that it must not be used for anything more.
  */
 #ifndef MN_TCP_INTERNAL_H
 #define MN_TCP_INTERNAL_H
@@ -27,19 +28,19 @@
 
 /* ---- bounds, each with its reason ---- */
 enum {
-    MN_MAX_CONNS = 1 << 17,    /* what a handle can name */
-    MN_RUNS = 64,              /* flows gathered at once in a batch; one more flushes all */
-    MN_RUN_PIECES = 64,        /* packets of one run: one writev */
-    MN_OOO_RANGES = 256,       /* holes remembered per connection */
-    MN_RING_FIRST = 16 << 10,  /* receive ring at first need */
+    MN_MAX_CONNS = 1 << 17,   /* what a handle can name */
+    MN_RUNS = 64,             /* flows gathered at once in a batch; one more flushes all */
+    MN_RUN_PIECES = 64,       /* packets of one run: one writev */
+    MN_OOO_RANGES = 256,      /* holes remembered per connection */
+    MN_RING_FIRST = 16 << 10, /* receive ring at first need */
     MN_SND_RING_FIRST = 64 << 10,
     MN_RCVBUF_FIRST = 256 << 10,
-    MN_QUANTUM = 128,          /* segments a connection sends before the next one's turn */
+    MN_QUANTUM = 128, /* segments a connection sends before the next one's turn */
     MN_LOOPBACK_SLOTS = 256,
-    MN_LOOPBACK_ROUNDS = 8,    /* per flush: a turn must end */
-    MN_MAX_DUP_ACKS = 64,      /* duplicate ACKs owed per batch */
-    MN_MIN_MSS = 88,           /* below, headers outweigh data: an amplifier */
-    MN_CHALLENGES_PER_S = 10,  /* RFC 5961 7: per connection, so that none learns of another */
+    MN_LOOPBACK_ROUNDS = 8,   /* per flush: a turn must end */
+    MN_MAX_DUP_ACKS = 64,     /* duplicate ACKs owed per batch */
+    MN_MIN_MSS = 88,          /* below, headers outweigh data: an amplifier */
+    MN_CHALLENGES_PER_S = 10, /* RFC 5961 7: per connection, so that none learns of another */
     MN_ECHO_PER_S = 1000,
     MN_ERRORS_PER_S = 100,
     MN_PEER_ERRORS_PER_S = 10,
@@ -52,7 +53,7 @@ enum {
 
 #define MN_KEEP_IDLE (120 * MN_SECOND)
 #define MN_KEEP_INTERVAL (30 * MN_SECOND)
-#define MN_GIVE_UP (15 * 60 * MN_SECOND)       /* R2 of RFC 9293 3.8.3 */
+#define MN_GIVE_UP (15 * 60 * MN_SECOND) /* R2 of RFC 9293 3.8.3 */
 #define MN_GIVE_UP_ORPHAN (300 * MN_SECOND)
 #define MN_FIN_WAIT_2_NS (60 * MN_SECOND)
 #define MN_TIME_WAIT_NS (60 * MN_SECOND)
@@ -151,7 +152,7 @@ struct mn_receive {
     struct mn_ring ring;
     struct mn_hole_range *ooo; /* sorted, disjoint, behind nxt */
     uint16_t ooo_count, ooo_room;
-    uint32_t copied; /* taken by the application since tuned_at */
+    uint32_t copied;  /* taken by the application since tuned_at */
     uint32_t largest; /* segment seen */
     uint64_t tuned_at;
     uint64_t rtt_ns; /* shortest seen, from the handshake and from timestamps; 0: unknown */
@@ -162,8 +163,8 @@ struct mn_acking {
     uint16_t duplicates;
     uint8_t quick; /* ACKs to send at once while the connection is young */
     bool now;
-    bool last_was_full;   /* the newest segment was as long as any and carried no PSH */
-    bool is_conversation; /* data is usually answered by data */
+    bool last_was_full;         /* the newest segment was as long as any and carried no PSH */
+    bool is_conversation;       /* data is usually answered by data */
     uint8_t patience, answered; /* answers to see before we rely on them; seen */
 };
 
@@ -179,6 +180,7 @@ struct mn_conn {
     struct mn_deadline timer;
     uint32_t id, peer;
     uint8_t state;
+    bool is_unsent; /* the SYN found no packet buffer yet */
     bool is_passive, is_orphan, is_dead, is_dirty, is_blocked, is_linked;
     uint8_t run; /* index + 1 into the stack's runs */
     uint8_t keep_probes, syn_tries, challenges;
@@ -332,7 +334,7 @@ uint16_t mn_conn_advertised_mss(const struct mn_stack *s, const struct mn_tuple 
 uint8_t mn_conn_shift(const struct mn_stack *s);
 void mn_conn_mark(struct mn_stack *s, struct mn_conn *c); /* to be served before the turn ends */
 void mn_conn_unlink(struct mn_stack *s, struct mn_conn *c);
-void mn_conn_kill(struct mn_stack *s, struct mn_conn *c); /* no upcall */
+void mn_conn_kill(struct mn_stack *s, struct mn_conn *c);         /* no upcall */
 void mn_conn_end(struct mn_stack *s, struct mn_conn *c, int err); /* tells the application, kills */
 void mn_conn_finish(struct mn_stack *s, struct mn_conn *c);       /* both sides done; lingers until all is taken */
 void mn_conn_bury(struct mn_stack *s);
@@ -370,9 +372,10 @@ int mn_ring_pieces(const struct mn_ring *r, uint32_t seq, uint32_t n, struct iov
 /* In-order bytes at rcv.nxt; the pieces are not in the ring. */
 void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *pieces, int n, uint32_t len);
 void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
-void mn_receive_fin(struct mn_stack *s, struct mn_conn *c); /* take the FIN if its turn has come */
+void mn_receive_fin(struct mn_stack *s, struct mn_conn *c);   /* take the FIN if its turn has come */
 void mn_receive_offer(struct mn_stack *s, struct mn_conn *c); /* what is queued, to the application */
-uint32_t mn_receive_window(const struct mn_conn *c, uint32_t *edge); /* scaled window to advertise, and what it promises */
+uint32_t mn_receive_window(const struct mn_conn *c,
+                           uint32_t *edge); /* scaled window to advertise, and what it promises */
 
 /* input.c */
 void mn_tcp_arrive(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);

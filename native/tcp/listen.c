@@ -231,9 +231,8 @@ void mn_half_sweep(struct mn_stack *s)
     for (struct mn_half *h = s->half_first, *next; h != NULL; h = next) {
         const struct mn_tuple *t = &h->node.tuple;
         next = h->next;
-        if (h->peer != MN_PEER_SELF &&
-            (!mn_stack_is_own(s, &t->local) ||
-             !mn_rules_allow_port(s->rules, MN_PROTO_TCP, &t->remote, &t->local, t->lport)))
+        if (h->peer != MN_PEER_SELF && (!mn_stack_is_own(s, &t->local) ||
+                                        !mn_rules_allow_port(s->rules, MN_PROTO_TCP, &t->remote, &t->local, t->lport)))
             mn_half_free(s, h);
     }
 }

@@ -49,10 +49,8 @@ void mn_loss_on_ack(struct mn_conn *c, uint32_t bytes, uint64_t rtt_ns, uint64_t
         l->in_timeout = false;
         l->recover = l->rtx_at = l->rtx_end = c->snd.una;
     }
-    struct mn_cc_ack ack = {.bytes = bytes,
-                            .rtt_ns = rtt_ns,
-                            .now_ns = now_ns,
-                            .is_limited = c->snd.is_limited || l->in_timeout};
+    struct mn_cc_ack ack = {
+        .bytes = bytes, .rtt_ns = rtt_ns, .now_ns = now_ns, .is_limited = c->snd.is_limited || l->in_timeout};
     c->cc.ops->on_ack(&c->cc, &ack);
 }
 
@@ -80,8 +78,7 @@ void mn_loss_on_timeout(struct mn_conn *c, bool is_first, uint64_t now_ns)
 
 void mn_loss_on_path_shrunk(struct mn_conn *c)
 {
-    c->loss =
-        (struct mn_loss){.recover = c->snd.nxt, .rtx_at = c->snd.una, .rtx_end = c->snd.nxt, .in_timeout = true};
+    c->loss = (struct mn_loss){.recover = c->snd.nxt, .rtx_at = c->snd.una, .rtx_end = c->snd.nxt, .in_timeout = true};
 }
 
 bool mn_loss_next(const struct mn_conn *c, uint32_t *seq, uint32_t *len, bool *is_forced)

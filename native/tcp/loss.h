@@ -9,9 +9,9 @@
 struct mn_conn;
 
 struct mn_loss {
-    uint32_t recover;        /* recovery ends when this is acknowledged */
+    uint32_t recover;         /* recovery ends when this is acknowledged */
     uint32_t rtx_at, rtx_end; /* known to be lost, to be sent again: [rtx_at, rtx_end) */
-    uint32_t inflate;        /* bytes that duplicate ACKs say have left the network */
+    uint32_t inflate;         /* bytes that duplicate ACKs say have left the network */
     uint32_t dupacks;
     bool in_recovery; /* fast recovery */
     bool in_timeout;  /* going back over what was out when the timer ran out */

@@ -1,5 +1,6 @@
 /* What to send now: lost ranges first, then new data as far as both windows reach, FIN with the last byte, else an ACK.
- * One decision, many segments: each is cut from the send ring straight into the packet, copied and summed in one pass. */
+ * One decision, many segments: each is cut from the send ring straight into the packet, copied and summed in one pass.
+ */
 #include <errno.h>
 
 #include "internal.h"
@@ -124,8 +125,8 @@ void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c)
         c->rtt.timed_seq = c->snd.iss + 1;
     }
     c->snd.nxt = c->snd.iss + 1;
-    mn_tcp_emit(s, &c->node.tuple, &g);
-    mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+    c->is_unsent = mn_tcp_emit(s, &c->node.tuple, &g) == -ENOBUFS;
+    mn_conn_set_timer(s, c, MN_T_RETX, s->now + (c->is_unsent ? MN_RETRY_NS : mn_rtt_timeout(&c->rtt)));
 }
 
 void mn_tcp_send_reset(struct mn_stack *s, struct mn_conn *c)

@@ -61,7 +61,8 @@ uint32_t mn_receive_window(const struct mn_conn *c, uint32_t *edge)
     uint32_t window = mn_seq_lt(r->nxt, want) ? (want - r->nxt) >> r->shift : 0;
     if (window > 65535)
         window = 65535;
-    /* Rounding may tell up to a shift less than was promised before (RFC 7323 2.4); what was promised is still taken. */
+    /* Rounding may tell up to a shift less than was promised before (RFC 7323 2.4); what was promised is still taken.
+     */
     *edge = mn_seq_max(r->edge, r->nxt + (window << r->shift));
     return window;
 }

@@ -1,4 +1,5 @@
-/* Send and receive memory: a power of two of bytes, addressed by sequence number, so that growing keeps every address. */
+/* Send and receive memory: a power of two of bytes, addressed by sequence number, so that growing keeps every address.
+ */
 #include <stdlib.h>
 
 #include "internal.h"

@@ -12,9 +12,9 @@
 struct mn_rtt {
     uint64_t srtt_ns, rttvar_ns; /* srtt 0: no sample yet */
     uint64_t rto_ns;
-    uint64_t min_ns; /* shortest sample; 0: none */
+    uint64_t min_ns;    /* shortest sample; 0: none */
     uint64_t resent_at; /* last retransmission */
-    uint64_t timed_at; /* when the segment that ends at timed_seq left */
+    uint64_t timed_at;  /* when the segment that ends at timed_seq left */
     uint32_t timed_seq;
     bool is_timing;
     uint8_t backoff; /* times the timer ran out in a row */

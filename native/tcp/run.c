@@ -4,8 +4,7 @@
 
 static bool state_takes_text(const struct mn_conn *c)
 {
-    return !c->is_orphan &&
-           (c->state == MN_ESTABLISHED || c->state == MN_FIN_WAIT_1 || c->state == MN_FIN_WAIT_2);
+    return !c->is_orphan && (c->state == MN_ESTABLISHED || c->state == MN_FIN_WAIT_1 || c->state == MN_FIN_WAIT_2);
 }
 
 /* Plain data, next in order after `next`, with an ACK and a timestamp that need no second thought. */
@@ -31,8 +30,7 @@ static void append(struct mn_run *r, const struct mn_segment *g)
 
 static bool start_run(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
-    if (!state_takes_text(c) || c->rcv.ooo_count > 0 || c->rcv.fin_known ||
-        !is_plain(c, g, c->rcv.nxt, c->ts.recent))
+    if (!state_takes_text(c) || c->rcv.ooo_count > 0 || c->rcv.fin_known || !is_plain(c, g, c->rcv.nxt, c->ts.recent))
         return false;
     if (s->run_count == MN_RUNS)
         mn_run_flush_all(s);

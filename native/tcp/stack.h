@@ -8,7 +8,8 @@
  *   mn_stack_destroy. What an upcall asks for is sent before the outermost call returns.
  * - Packets given to mn_stack_input stay valid and unchanged until the next mn_stack_flush returns: a batch is
  *   input, input, ..., flush. Call flush as well after a turn that only made API calls: it also serves the loopback.
- * - Handles (conn, listener, udp) are never 0 and carry a generation: a dead one is refused with -EBADF, never confused.
+ * - Handles (conn, listener, udp) are never 0 and carry a generation: a dead one is refused with -EBADF, never
+ * confused.
  * - After mn_tcp_abort or mn_tcp_close on a conn there is no further upcall for it. tcp_failed and tcp_closed are the
  *   last upcall of a conn; its id is dead when they return.
  * - Errors are negative errno values.
@@ -75,7 +76,8 @@ void mn_stack_destroy(struct mn_stack *s); /* silent: no packet, no upcall */
 
 int mn_stack_set_addresses(struct mn_stack *s, const struct mn_ip *addresses, size_t n);
 /* Replace the rules; takes effect before the next packet. Flows that peers opened and that no rule allows any more
- * are reset at the next input, flush or deadline (which is then due at once). -EINVAL: malformed, the old rules stay. */
+ * are reset at the next input, flush or deadline (which is then due at once). -EINVAL: malformed, the old rules stay.
+ */
 int mn_stack_set_filter(struct mn_stack *s, const uint8_t *blob, size_t len);
 void mn_stack_peer_gone(struct mn_stack *s, uint32_t peer, uint64_t now_ns);   /* its connections: ECONNABORTED */
 void mn_stack_path_failed(struct mn_stack *s, uint32_t peer, uint64_t now_ns); /* its connecting ones: EHOSTUNREACH */
@@ -102,8 +104,9 @@ ssize_t mn_tcp_send_space(struct mn_stack *s, uint32_t conn);
 uint8_t *mn_tcp_send_reserve(struct mn_stack *s, uint32_t conn, size_t *room);
 void mn_tcp_send_commit(struct mn_stack *s, uint32_t conn, size_t n, uint64_t now_ns);
 void mn_tcp_recv_resume(struct mn_stack *s, uint32_t conn, uint64_t now_ns);
-void mn_tcp_shutdown(struct mn_stack *s, uint32_t conn, uint64_t now_ns); /* FIN after what is queued; receiving goes on */
-void mn_tcp_abort(struct mn_stack *s, uint32_t conn, uint64_t now_ns);    /* RST */
+void mn_tcp_shutdown(struct mn_stack *s, uint32_t conn,
+                     uint64_t now_ns);                                 /* FIN after what is queued; receiving goes on */
+void mn_tcp_abort(struct mn_stack *s, uint32_t conn, uint64_t now_ns); /* RST */
 /* The application is gone: FIN after what is queued, later data is answered by RST; bytes it never took: RST now. */
 void mn_tcp_close(struct mn_stack *s, uint32_t conn, uint64_t now_ns);
 int mn_tcp_addrs(const struct mn_stack *s, uint32_t conn, struct mn_ep *local, struct mn_ep *remote, uint32_t *peer);
@@ -129,15 +132,16 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
 
 /* Every number of the stack that only grows, and the few that say how much there is now. */
 #define MN_STACK_COUNTERS(X)                                                                                           \
-    X(rx_packets) X(rx_bytes) X(tx_packets) X(tx_bytes) X(tx_no_buffer) X(tx_no_route)                                 \
-    X(drop_malformed) X(drop_checksum) X(drop_source) X(drop_not_local) X(drop_fragment) X(drop_protocol)              \
-    X(filter_accept) X(filter_drop) X(filter_cut) X(tsmp_sent) X(tsmp_received)                                        \
-    X(icmp_echo_in) X(icmp_echo_limited) X(icmp_error_in) X(icmp_error_unmatched) X(icmp_error_out)                    \
-    X(icmp_error_limited) X(udp_in) X(udp_out) X(udp_no_port) X(loopback_full)                                         \
-    X(tcp_in) X(tcp_out) X(tcp_runs) X(tcp_retransmits) X(tcp_timeouts) X(tcp_fast_retransmits) X(tcp_ooo)             \
-    X(tcp_ooo_dropped) X(tcp_out_of_window) X(tcp_paws) X(tcp_no_timestamp) X(tcp_bad_ack) X(tcp_challenge)            \
-    X(tcp_rst_in) X(tcp_rst_out) X(tcp_opened) X(tcp_accepted) X(tcp_half_open_full) X(tcp_conns_full)                 \
-    X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
+    X(rx_packets)                                                                                                      \
+    X(rx_bytes) X(tx_packets) X(tx_bytes) X(tx_no_buffer) X(tx_no_route) X(drop_malformed) X(drop_checksum)            \
+        X(drop_source) X(drop_not_local) X(drop_fragment) X(drop_protocol) X(filter_accept) X(filter_drop)             \
+            X(filter_cut) X(tsmp_sent) X(tsmp_received) X(icmp_echo_in) X(icmp_echo_limited) X(icmp_error_in)          \
+                X(icmp_error_unmatched) X(icmp_error_out) X(icmp_error_limited) X(udp_in) X(udp_out) X(udp_no_port)    \
+                    X(loopback_full) X(tcp_in) X(tcp_out) X(tcp_runs) X(tcp_retransmits) X(tcp_timeouts)               \
+                        X(tcp_fast_retransmits) X(tcp_ooo) X(tcp_ooo_dropped) X(tcp_out_of_window) X(tcp_paws)         \
+                            X(tcp_no_timestamp) X(tcp_bad_ack) X(tcp_challenge) X(tcp_rst_in) X(tcp_rst_out)           \
+                                X(tcp_opened) X(tcp_accepted) X(tcp_half_open_full) X(tcp_conns_full)                  \
+                                    X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
 
 struct mn_stack_stats {
 #define X(name) uint64_t name;

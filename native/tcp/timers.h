@@ -1,5 +1,5 @@
-/* Deadlines in order: a binary heap of timers that live inside their owners. Exact to the nanosecond, so that pacing and
- * probes need no second clock. */
+/* Deadlines in order: a binary heap of timers that live inside their owners. Exact to the nanosecond, so that pacing
+ * and probes need no second clock. */
 #ifndef MN_TCP_TIMERS_H
 #define MN_TCP_TIMERS_H
 

@@ -1,5 +1,5 @@
-/* TIME-WAIT as records of a hundred-odd bytes in order of expiry; the connection block and its buffers are gone by then.
- * RST is ignored (RFC 1337); a newer SYN takes the place over (RFC 6191). */
+/* TIME-WAIT as records of a hundred-odd bytes in order of expiry; the connection block and its buffers are gone by
+ * then. RST is ignored (RFC 1337); a newer SYN takes the place over (RFC 6191). */
 #include <stdlib.h>
 
 #include "internal.h"

@@ -104,16 +104,23 @@ static void tcp_closed(void *ctx, uint32_t conn, int err)
 
 static void start(struct pipe_end *e, struct pipe_end *other, uint8_t number, bool v6)
 {
-    const uint8_t blob[] = {'M', 'N', 'F', '1', 1, 0, 0, 0, 1, 2, 0, 2, 0, 6,
-                            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-                            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0, 0, 96,
-                            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255,
-                            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 255, 255, 0, 0, 0, 0, 96, 0, 0, 255, 255,
-                            0, 0, 0, 0};
-    struct mn_stack_ops ops = {.ctx = e, .random = random_bytes, .out_begin = out_begin, .out_commit = out_commit,
-                               .route = route, .tcp_accepted = tcp_accepted, .tcp_connected = tcp_connected,
-                               .tcp_failed = tcp_failed, .tcp_deliver = tcp_deliver, .tcp_peer_fin = tcp_peer_fin,
-                               .tcp_writable = tcp_writable, .tcp_closed = tcp_closed};
+    const uint8_t blob[] = {'M', 'N', 'F', '1', 1,   0, 0, 0, 1, 2,  0,   2,   0,   6,   0, 0, 0, 0, 0,
+                            0,   0,   0,   0,   0,   0, 0, 0, 0, 0,  0,   0,   0,   0,   0, 0, 0, 0, 0,
+                            0,   0,   0,   255, 255, 0, 0, 0, 0, 96, 0,   0,   0,   0,   0, 0, 0, 0, 0,
+                            0,   0,   0,   0,   0,   0, 0, 0, 0, 0,  255, 255, 0,   0,   0, 0, 0, 0, 0,
+                            0,   0,   0,   255, 255, 0, 0, 0, 0, 96, 0,   0,   255, 255, 0, 0, 0, 0};
+    struct mn_stack_ops ops = {.ctx = e,
+                               .random = random_bytes,
+                               .out_begin = out_begin,
+                               .out_commit = out_commit,
+                               .route = route,
+                               .tcp_accepted = tcp_accepted,
+                               .tcp_connected = tcp_connected,
+                               .tcp_failed = tcp_failed,
+                               .tcp_deliver = tcp_deliver,
+                               .tcp_peer_fin = tcp_peer_fin,
+                               .tcp_writable = tcp_writable,
+                               .tcp_closed = tcp_closed};
     e->other = other;
     e->rng = number;
     e->now = 1000000000;
@@ -171,9 +178,9 @@ static void run(uint64_t bytes, bool v6)
     const struct mn_stack_stats *t = mn_stack_stats(a.s), *u = mn_stack_stats(b.s);
     printf("IPv%d: %.1f Gb/s, %.0f ns per data packet (both sides), acks %.3f per packet, runs of %.1f, "
            "retransmits %llu, rings %llu KiB\n",
-           v6 ? 6 : 4, (double)b.got * 8 / s / 1e9, s * 1e9 / (double)a.packets,
-           (double)b.packets / (double)a.packets, (double)a.packets / (double)u->tcp_runs,
-           (unsigned long long)t->tcp_retransmits, (unsigned long long)((t->ring_bytes + u->ring_bytes) >> 10));
+           v6 ? 6 : 4, (double)b.got * 8 / s / 1e9, s * 1e9 / (double)a.packets, (double)b.packets / (double)a.packets,
+           (double)a.packets / (double)u->tcp_runs, (unsigned long long)t->tcp_retransmits,
+           (unsigned long long)((t->ring_bytes + u->ring_bytes) >> 10));
     mn_stack_destroy(a.s);
     mn_stack_destroy(b.s);
     free(a.slots);

@@ -178,8 +178,8 @@ static void rig_ping_reply(void *ctx, uint16_t id, uint16_t seq, const struct mn
 /* ---- filter blobs by hand ---- */
 
 struct rig_rule {
-    uint8_t proto;          /* 0: TCP, UDP, ICMP, ICMPv6 */
-    const char *src, *dst;  /* "4" or "6": everything of the family; or hex of 16 bytes, 128 bits */
+    uint8_t proto;         /* 0: TCP, UDP, ICMP, ICMPv6 */
+    const char *src, *dst; /* "4" or "6": everything of the family; or hex of 16 bytes, 128 bits */
     uint16_t first, last;
 };
 
@@ -256,8 +256,15 @@ static inline void rig_start_with(struct rig *r, const struct mn_stack_config *c
     r->peer4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 2});
     r->own6 = mn_ip_from6((const uint8_t[16]){0xfd, 0x7a, [15] = 1});
     r->peer6 = mn_ip_from6((const uint8_t[16]){0xfd, 0x7a, [15] = 2});
+#ifdef MN_FUZZING /* thousands of rigs a second: the large pieces are kept */
+    static struct rig_packet out[RIG_OUT];
+    static uint8_t data[RIG_DATA];
+    r->out = out;
+    r->data = data;
+#else
     r->out = malloc(RIG_OUT * sizeof *r->out);
     r->data = malloc(RIG_DATA);
+#endif
     r->limit = RIG_DATA;
     struct mn_stack_ops ops = {
         .ctx = r,
@@ -293,8 +300,10 @@ static inline void rig_stop(struct rig *r)
 {
     CHECK_INT(r->out_count, 0);
     mn_stack_destroy(r->s);
+#ifndef MN_FUZZING
     free(r->out);
     free(r->data);
+#endif
 }
 
 /* Move time, firing every deadline on the way at its own moment. */
@@ -382,7 +391,7 @@ static inline void rig_none(struct rig *r)
         CHECK(rig_take(r));                                                                                            \
         CHECK_INT((r)->seen.flags & ~MN_TCP_PSH, f);                                                                   \
         CHECK_INT((r)->seen.seq, s);                                                                                   \
-        if (((f) & MN_TCP_ACK) != 0)                                                                                   \
+        if (((f)&MN_TCP_ACK) != 0)                                                                                     \
             CHECK_INT((r)->seen.ack, a);                                                                               \
         CHECK_INT((r)->seen.len, n);                                                                                   \
     } while (0)

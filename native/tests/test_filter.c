@@ -1,4 +1,5 @@
-/* The packet filter: blobs, meaning, a naive evaluator beside it, and its place in front of the stack (PF-01 … PF-08). */
+/* The packet filter: blobs, meaning, a naive evaluator beside it, and its place in front of the stack (PF-01 … PF-08).
+ */
 #include "../filter/rules.h"
 #include "rig.h"
 
@@ -102,7 +103,8 @@ static size_t random_blob(uint8_t *b, uint64_t *rng)
     memcpy(b, "MNF1", 4);
     memcpy(b + 4, &rules, 4);
     for (uint32_t i = 0; i < rules; i++) {
-        uint8_t np = (uint8_t)(test_random(rng) % 4), ns = (uint8_t)(test_random(rng) % 12), nd = (uint8_t)(test_random(rng) % 4);
+        uint8_t np = (uint8_t)(test_random(rng) % 4), ns = (uint8_t)(test_random(rng) % 12),
+                nd = (uint8_t)(test_random(rng) % 4);
         const uint8_t head[] = {np, ns, 0, nd, 0};
         memcpy(b + n, head, 5);
         n += 5;
@@ -199,8 +201,10 @@ static void test_malformed_blobs(void)
 static void test_meaning(void)
 {
     uint8_t blob[512];
-    struct mn_ip a4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 2}), b4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 1});
-    struct mn_ip a6 = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 2}), b6 = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 1});
+    struct mn_ip a4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 2}),
+                 b4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 1});
+    struct mn_ip a6 = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 2}),
+                 b6 = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 1});
     const struct rig_rule six[] = {{0, "6", "6", 0, 65535}};
     struct mn_rules *r = mn_rules_load(blob, rig_blob(blob, six, 1, NULL));
     CHECK(r != NULL);

@@ -1,4 +1,5 @@
-/* Echo in both directions, errors we send, their rates, strange protocols, source and destination checks (IP-04, IP-05). */
+/* Echo in both directions, errors we send, their rates, strange protocols, source and destination checks (IP-04,
+ * IP-05). */
 #include "rig.h"
 
 static size_t echo(struct rig *r, uint8_t *pkt, bool is_reply, size_t len)
@@ -194,7 +195,8 @@ static void test_unknown_protocols(void)
 
 static void test_bad_addresses_are_dropped(void)
 {
-    static const uint8_t sources[][4] = {{127, 0, 0, 1}, {0, 0, 0, 0}, {224, 1, 1, 1}, {255, 255, 255, 255}, {100, 64, 0, 1}};
+    static const uint8_t sources[][4] = {
+        {127, 0, 0, 1}, {0, 0, 0, 0}, {224, 1, 1, 1}, {255, 255, 255, 255}, {100, 64, 0, 1}};
     struct rig r;
     uint8_t pkt[RIG_MTU];
     rig_start(&r);

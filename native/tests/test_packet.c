@@ -126,9 +126,16 @@ static void test_ipv4_options(void)
         const char *options;
         int result;
     } cases[] = {
-        {"01010101", 0}, {"94040000", 0}, {"00ffffff", 0}, {"83030400", MN_PACKET_SOURCE_ROUTE},
-        {"89030400", MN_PACKET_SOURCE_ROUTE}, {"01010144", MN_PACKET_MALFORMED}, {"44000000", MN_PACKET_MALFORMED},
-        {"44010101", MN_PACKET_MALFORMED}, {"44050101", MN_PACKET_MALFORMED}, {"44040101", 0},
+        {"01010101", 0},
+        {"94040000", 0},
+        {"00ffffff", 0},
+        {"83030400", MN_PACKET_SOURCE_ROUTE},
+        {"89030400", MN_PACKET_SOURCE_ROUTE},
+        {"01010144", MN_PACKET_MALFORMED},
+        {"44000000", MN_PACKET_MALFORMED},
+        {"44010101", MN_PACKET_MALFORMED},
+        {"44050101", MN_PACKET_MALFORMED},
+        {"44040101", 0},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         uint8_t p[128];
@@ -168,16 +175,16 @@ static void test_ipv6(void)
     } cases[] = {
         {"", 6, 0, 6, 40, false},
         {"", 200, 0, 200, 40, false},
-        {"0600000000000000", 0, 0, 6, 48, false},                                     /* hop-by-hop */
-        {"3c00000000000000 0600000000000000", 0, 0, 6, 56, false},                    /* and destination options */
-        {"0000000000000000 0600000000000000", 60, MN_PACKET_MALFORMED, 0, 0, false},  /* hop-by-hop not first */
-        {"0600000000000000", 43, MN_PACKET_SOURCE_ROUTE, 0, 0, false},                /* routing type 0 */
-        {"0600020000000000", 43, 0, 6, 48, false},                                    /* type 2 */
-        {"0600000000000000", 44, 0, 6, 48, false},                                    /* atomic fragment */
-        {"0600000100000007", 44, 0, 6, 48, true},                                     /* first of several */
-        {"0000001000000007", 44, 0, 0, 48, true},                                     /* a later one is not walked into */
-        {"2c00000100000007 0600000100000007", 44, MN_PACKET_MALFORMED, 0, 0, false},  /* fragment in fragment */
-        {"06ff000000000000", 60, MN_PACKET_MALFORMED, 0, 0, false},                   /* longer than the packet */
+        {"0600000000000000", 0, 0, 6, 48, false},                                    /* hop-by-hop */
+        {"3c00000000000000 0600000000000000", 0, 0, 6, 56, false},                   /* and destination options */
+        {"0000000000000000 0600000000000000", 60, MN_PACKET_MALFORMED, 0, 0, false}, /* hop-by-hop not first */
+        {"0600000000000000", 43, MN_PACKET_SOURCE_ROUTE, 0, 0, false},               /* routing type 0 */
+        {"0600020000000000", 43, 0, 6, 48, false},                                   /* type 2 */
+        {"0600000000000000", 44, 0, 6, 48, false},                                   /* atomic fragment */
+        {"0600000100000007", 44, 0, 6, 48, true},                                    /* first of several */
+        {"0000001000000007", 44, 0, 0, 48, true}, /* a later one is not walked into */
+        {"2c00000100000007 0600000100000007", 44, MN_PACKET_MALFORMED, 0, 0, false}, /* fragment in fragment */
+        {"06ff000000000000", 60, MN_PACKET_MALFORMED, 0, 0, false},                  /* longer than the packet */
         {"3c00000000000000 3c00000000000000 3c00000000000000 3c00000000000000 3c00000000000000 3c00000000000000 "
          "3c00000000000000 0600000000000000",
          60, 0, 6, 104, false}, /* eight */
@@ -225,8 +232,12 @@ static struct mn_ip ip6(const char *hex)
 
 static void test_addresses(void)
 {
-    const struct mn_ip bad_sources[] = {ip4(0, 0, 0, 0), ip4(127, 0, 0, 1), ip4(224, 0, 0, 1), ip4(255, 255, 255, 255),
-                                        ip6("00000000000000000000000000000000"), ip6("00000000000000000000000000000001"),
+    const struct mn_ip bad_sources[] = {ip4(0, 0, 0, 0),
+                                        ip4(127, 0, 0, 1),
+                                        ip4(224, 0, 0, 1),
+                                        ip4(255, 255, 255, 255),
+                                        ip6("00000000000000000000000000000000"),
+                                        ip6("00000000000000000000000000000001"),
                                         ip6("ff020000000000000000000000000001")};
     for (size_t i = 0; i < sizeof bad_sources / sizeof bad_sources[0]; i++)
         CHECK(!mn_packet_source_is_sane(&bad_sources[i]));
@@ -236,8 +247,11 @@ static void test_addresses(void)
         CHECK(mn_packet_source_is_sane(&good[i]));
         CHECK(!mn_packet_destination_is_special(&good[i]));
     }
-    const struct mn_ip special[] = {ip4(224, 0, 0, 251), ip4(255, 255, 255, 255), ip4(169, 254, 1, 1),
-                                    ip6("ff020000000000000000000000000001"), ip6("fe800000000000000000000000000001"),
+    const struct mn_ip special[] = {ip4(224, 0, 0, 251),
+                                    ip4(255, 255, 255, 255),
+                                    ip4(169, 254, 1, 1),
+                                    ip6("ff020000000000000000000000000001"),
+                                    ip6("fe800000000000000000000000000001"),
                                     ip6("febf0000000000000000000000000001")};
     for (size_t i = 0; i < sizeof special / sizeof special[0]; i++)
         CHECK(mn_packet_destination_is_special(&special[i]));

@@ -132,7 +132,7 @@ static void run_seed(uint64_t seed, uint64_t *trace)
         int k = world_connect(w, from, to, world_random(w) % 2 == 0, bytes);
         w->side[from].ends[k].greed = world_random(w) % 3 == 0 ? (uint32_t)(500 + world_random(w) % 30000) : 0;
     }
-    run_to_end(w, (w->loss > 0.1 ? 12 : 1) * 3600 * MN_SECOND, 2000000);
+    run_to_end(w, (w->loss > 0.1 ? 12U : 1U) * 3600 * MN_SECOND, 2000000);
     check_ends(w);
     *trace = w->trace;
     world_stop(w);

@@ -25,7 +25,8 @@ static void test_mss_bounds(void)
         uint16_t offered;
         bool v6;
         uint32_t used;
-    } cases[] = {{0, false, 536}, {0, true, 1220}, {1, false, 88}, {600, false, 600}, {9000, false, 1240}, {9000, true, 1220}};
+    } cases[] = {{0, false, 536},   {0, true, 1220},     {1, false, 88},
+                 {600, false, 600}, {9000, false, 1240}, {9000, true, 1220}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct rig r;
         struct mn_tcp_info info;
@@ -73,9 +74,14 @@ static void test_malformed_options_are_ignored(void)
         const char *options;
         uint32_t mss;
     } cases[] = {
-        {"02040200 00000000", 512}, {"02000200 01010101", 536}, {"0204", 536},
-        {"01010204 02000000", 512}, {"02030200", 536},          {"fe0a0000 00000000 00000204 02000000", 512},
-        {"0204ffff 03", 1240},      {"05", 536},
+        {"02040200 00000000", 512},
+        {"02000200 01010101", 536},
+        {"0204", 536},
+        {"01010204 02000000", 512},
+        {"02030200", 536},
+        {"fe0a0000 00000000 00000204 02000000", 512},
+        {"0204ffff 03", 1240},
+        {"05", 536},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct rig r;
@@ -182,9 +188,9 @@ static void test_acceptability_table(void)
         uint32_t taken;
         bool answered;
     } cases[] = {
-        {0, 0, 0, false},     {-1, 0, 0, true},     {-1, 1, 0, true},      {-5, 5, 0, true},
-        {-5, 6, 1, false},    {0, 100, 100, false}, {65534, 1, 0, true},   {65534, 9, 0, true},
-        {65535, 1, 0, true},  {65535, 0, 0, false}, {65536, 0, 0, true},   {-70000, 10, 0, true},
+        {0, 0, 0, false},          {-1, 0, 0, true},     {-1, 1, 0, true},    {-5, 5, 0, true},
+        {-5, 6, 1, false},         {0, 100, 100, false}, {65534, 1, 0, true}, {65534, 9, 0, true},
+        {65535, 1, 0, true},       {65535, 0, 0, false}, {65536, 0, 0, true}, {-70000, 10, 0, true},
         {-2000000000, 3, 0, true},
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
@@ -654,6 +660,29 @@ static void test_no_buffer_is_retried(void)
     rig_stop(&r);
 }
 
+static void test_syn_waits_for_a_buffer(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct mn_ep to = {r.peer4, RIG_PEER_PORT};
+    r.no_buffer = true;
+    CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), 0);
+    rig_advance(&r, 5 * MN_MS);
+    rig_none(&r);
+    r.no_buffer = false;
+    rig_advance(&r, MN_MS); /* not after a second */
+    CHECK(rig_take(&r));
+    CHECK_INT(r.seen.flags, S);
+    rig_none(&r);
+    mn_tcp_abort(r.s, r.conn, r.now);
+    r.no_buffer = true;
+    CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), 0);
+    rig_advance(&r, 121 * MN_SECOND);
+    CHECK_INT(r.failed, 1);
+    CHECK_INT(r.err, ETIMEDOUT);
+    rig_stop(&r);
+}
+
 int main(void)
 {
     for (size_t i = 0; i < sizeof g_bytes; i++)
@@ -684,5 +713,6 @@ int main(void)
     RUN(test_challenges_are_bounded_per_connection);
     RUN(test_urgent_data_is_inline);
     RUN(test_no_buffer_is_retried);
+    RUN(test_syn_waits_for_a_buffer);
     return 0;
 }

@@ -602,8 +602,8 @@ static void test_tsmp_reject_fails_a_connect(void)
     struct rig_flow f = rig_connect(&r);
     uint8_t pkt[64];
     size_t n = mn_packet_write_header(pkt, &r.peer4, &r.own4, MN_PROTO_TSMP, 7);
-    const uint8_t body[] = {'!', MN_PROTO_TCP, 'A', (uint8_t)(f.port >> 8), (uint8_t)f.port,
-                            RIG_PEER_PORT >> 8, RIG_PEER_PORT & 255};
+    const uint8_t body[] = {
+        '!', MN_PROTO_TCP, 'A', (uint8_t)(f.port >> 8), (uint8_t)f.port, RIG_PEER_PORT >> 8, RIG_PEER_PORT & 255};
     memcpy(pkt + n, body, sizeof body);
     rig_ip_in(&r, pkt, n + 6); /* cut short: the header says 7 more */
     CHECK_INT(r.failed, 0);

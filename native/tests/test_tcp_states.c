@@ -1,4 +1,5 @@
-/* Opening and closing: every state and transition of RFC 9293 3.3.2, resets, TIME-WAIT (T-01, T-18, T-23, T-24, T-26). */
+/* Opening and closing: every state and transition of RFC 9293 3.3.2, resets, TIME-WAIT (T-01, T-18, T-23, T-24, T-26).
+ */
 #include "rig.h"
 
 enum {

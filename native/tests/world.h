@@ -166,9 +166,10 @@ static inline void world_watch(struct world *w, int from, const uint8_t *data, s
     CHECK_INT(mn_segment_parse(&g, &p), 0);
     world_watch_edge(w, from, &g);
     if (getenv("TRACE") != NULL)
-        fprintf(stderr, "%12.6f %d %5u>%5u %c%c%c%c%c seq %u ack %u wnd %u len %u\n", (double)w->now / 1e9, from, g.sport,
-                g.dport, (g.flags & 2) != 0 ? 'S' : '.', (g.flags & 1) != 0 ? 'F' : '.', (g.flags & 4) != 0 ? 'R' : '.',
-                (g.flags & 8) != 0 ? 'P' : '.', (g.flags & 16) != 0 ? 'A' : '.', g.seq, g.ack, g.wnd, g.len);
+        fprintf(stderr, "%12.6f %d %5u>%5u %c%c%c%c%c seq %u ack %u wnd %u len %u\n", (double)w->now / 1e9, from,
+                g.sport, g.dport, (g.flags & 2) != 0 ? 'S' : '.', (g.flags & 1) != 0 ? 'F' : '.',
+                (g.flags & 4) != 0 ? 'R' : '.', (g.flags & 8) != 0 ? 'P' : '.', (g.flags & 16) != 0 ? 'A' : '.', g.seq,
+                g.ack, g.wnd, g.len);
 }
 
 static inline uint8_t *world_out_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)
@@ -282,9 +283,8 @@ static inline void world_pair(struct world_side *d, struct world_end *e)
 {
     struct mn_ep local, remote;
     CHECK_INT(mn_tcp_addrs(d->s, e->conn, &local, &remote, NULL), 0);
-    struct world_side *o = &d->w->side[mn_ip_equal(&remote.ip, &d->ip4) || mn_ip_equal(&remote.ip, &d->ip6)
-                                           ? d->index
-                                           : 1 - d->index];
+    struct world_side *o =
+        &d->w->side[mn_ip_equal(&remote.ip, &d->ip4) || mn_ip_equal(&remote.ip, &d->ip6) ? d->index : 1 - d->index];
     for (int i = 0; i < o->end_count; i++) {
         struct mn_ep l2, r2;
         struct world_end *t = &o->ends[i];
