@@ -96,6 +96,10 @@ static void test_peer_table(void)
         CHECK_INT(id, ids[i]);
     }
     CHECK_INT(mn_wg_stats(t->a.wg)->peers, N + 1);
+    CHECK_INT(mn_wg_peer_remove(t->a.wg, ids[7]), 0);
+    CHECK_INT(mn_wg_peer_add(t->a.wg, keys[7], &id), 0);
+    CHECK(id != ids[7]); /* ids rest before they are used again */
+    ids[7] = id;
     for (int i = 0; i < N; i += 2)
         CHECK_INT(mn_wg_peer_remove(t->a.wg, ids[i]), 0);
     for (int i = 0; i < N; i++) {

@@ -260,6 +260,9 @@ static uint64_t cross(uint64_t seed, uint64_t apart, bool one_a, bool one_b, boo
     }
     SIM_CHECK(s->delivered[0] == 4 && s->delivered[1] == 4);
     *converged = agree(s);
+    bool both_came_up = s->t->a.wg->stats.sessions + s->t->b.wg->stats.sessions > 2;
+    if (!one_a && !one_b && both_came_up && s->t->a.wg->stats.converged + s->t->b.wg->stats.converged > 0)
+        SIM_CHECK(current(s, 0)->is_initiator == (memcmp(s->t->a.pub, s->t->b.pub, 32) < 0)); /* the smaller key's */
     if (!one_a || !one_b)
         SIM_CHECK(s->initiations[0] + s->initiations[1] <= 2); /* nobody had to ask again */
     sim_stop(s);
