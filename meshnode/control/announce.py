@@ -61,6 +61,11 @@ class Announcement:
             self.generation += 1
             self.changed.set()
 
+    @property
+    def home(self) -> RegionId:
+        """The home relay we announce; 0 while we have none."""
+        return self._home
+
     def _material(self) -> tuple[object, ...]:
         return self._hostinfo, _steady(self._net_info), self._endpoints, self._disco, self._home
 

@@ -70,6 +70,7 @@ class MapPoll:
         self._keep_alive = b""
         self._pings = PingAnswerer(client.server, client.tls)
         self._maps = 0
+        self._told_home = client.says.home
         self._trouble: MeshError | None = None
         self._expiry_changed = asyncio.Event()
         self._popped = ""
@@ -191,13 +192,16 @@ class MapPoll:
             try:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await says.changed.wait()
-                await asyncio.sleep(DEBOUNCE_S)
+                # Until peers know our home they cannot reach us by relay: that news goes at once.
+                if says.home == self._told_home:
+                    await asyncio.sleep(DEBOUNCE_S)
             except TimeoutError:
                 continue
 
     async def _send_update(self) -> None:
         client = self._client
         generation = client.says.generation
+        self._told_home = client.says.home
         body = client.says.request(client.keys.node.public(), client.config.version, stream=False)
         reply = await self._session.request("POST", MAP_PATH, body=body)
         if reply.status != 200:
