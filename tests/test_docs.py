@@ -1,0 +1,153 @@
+"""Every command and program in the README and the guides runs, against the embedded control server.
+
+In those pages a fence says what becomes of it: `sh run` and `python run` are executed, in order, one
+directory and one shell per page; `text expect` after them must appear in their output, line by line,
+with `…` for anything. A plain `sh` fence may only hold what NOT_RUN lists, with its reason. After each shell
+fence the runner waits until every node started with `&` has said that it is ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.town import make_town
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [
+    "README.md", "docs/quickstart.md", "docs/guides/serve.md", "docs/guides/capability.md", "docs/guides/embedding.md",
+]  # fmt: skip
+BOUND_S = 60.0
+READY_S = 20.0
+NOT_RUN = {
+    "pip install . && meshnode demo": "the first thing .ci/run does; the demo is tests/e2e/test_demo.py",
+    "pip install '.[test]' && pytest": "the second",
+    "pip install .": "as above",
+    "export MESHNODE_CONTROL_URL=https://hs.example.com": "the test sets its own",
+    "export MESHNODE_AUTH_KEY=…    # headscale preauthkeys create --user ID --expiration 1h": "the test sets its own",
+}
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Fence:
+    kind: str
+    text: str
+
+
+def fences(page: str) -> list[Fence]:
+    return [Fence(kind.strip(), text) for kind, text in FENCE.findall((ROOT / page).read_text())]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_command_escapes_the_test(page: str) -> None:
+    for fence in fences(page):
+        assert fence.kind in ("sh", "sh run", "python", "python run", "text", "text expect", "toml"), fence.kind
+        if fence.kind == "sh":
+            for line in fence.text.strip().splitlines():
+                assert line in NOT_RUN, f"{page}: {line!r} is neither run nor excused"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+        if not target.startswith("http"):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run_and_say_what_the_page_says(page: str) -> None:
+    missing = [tool for tool in ("curl", "openssl", "bash") if shutil.which(tool) is None]
+    if missing:
+        assert not os.environ.get("CI"), f"needs {', '.join(missing)}"
+        pytest.skip(f"needs {', '.join(missing)}")
+
+    async def work() -> None:
+        async with make_town() as town:
+            await asyncio.to_thread(play, page, town.control.url, [town.control.add_key() for _ in range(1)][0])
+
+    asyncio.run(work())
+
+
+def play(page: str, control_url: str, key: str) -> None:
+    """Run the page in one shell, then look for what it promises."""
+    with tempfile.TemporaryDirectory(prefix="meshnode-docs-") as place:
+        folder = Path(place)
+        (folder / "work").mkdir()
+        script = folder / "script"
+        script.write_text(script_of(page, folder))
+        kept = {
+            k: v for k, v in os.environ.items() if not k.startswith(("MESHNODE_", "TS_", "TAILSCALE_", "CAPABILITY_"))
+        }
+        settings = {"CONTROL_URL": control_url, "AUTH_KEY": key, "PLAIN_RELAYS": "true", "USE_LOOPBACK": "true"}
+        environment = kept | {f"MESHNODE_{name}": value for name, value in settings.items()}
+        environment["PATH"] = f"{command_folder(folder)}:{environment['PATH']}"
+        with open(folder / "out", "wb") as out:
+            shell = subprocess.Popen(
+                ["bash", "-u", str(script)], cwd=folder / "work", env=environment, stdin=subprocess.DEVNULL,
+                stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
+            )  # fmt: skip
+            try:
+                code = shell.wait(BOUND_S)
+            finally:
+                # The group that this test made: the shell and what it put aside with `&`.
+                with suppress(ProcessLookupError):
+                    os.killpg(shell.pid, signal.SIGKILL)
+                shell.wait()
+        text = (folder / "out").read_text(errors="replace")
+        assert code == 0, f"{page}: exit {code}\n{text}"
+        for fence in fences(page):
+            if fence.kind == "text expect":
+                expect(page, fence.text, text)
+
+
+def script_of(page: str, folder: Path) -> str:
+    """The page's fences as one shell script."""
+    wait = (
+        "settle() { for _ in $(seq 200); do "
+        f"[ $(grep -c '^ready ' {folder}/out) -ge $1 ] && return 0; sleep 0.1; done; "
+        "echo 'a node is not ready'; exit 99; }"
+    )
+    parts, nodes = [wait], 0
+    for number, fence in enumerate(fences(page)):
+        if fence.kind == "sh run":
+            nodes += len(re.findall(r"^meshnode (?:up|capability) .*&$", fence.text, re.MULTILINE))
+            parts += [fence.text, f"settle {nodes}"]
+        elif fence.kind == "python run":
+            program = folder / f"program{number}.py"
+            program.write_text(fence.text)
+            parts.append(f"{sys.executable} {program} || exit 98")
+    return "\n".join(parts) + "\n"
+
+
+def command_folder(folder: Path) -> Path:
+    """A directory with `meshnode`, that of the package under test."""
+    place = folder / "bin"
+    place.mkdir()
+    command = place / "meshnode"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m meshnode "$@"\n')
+    command.chmod(0o755)
+    return place
+
+
+def expect(page: str, wanted: str, text: str) -> None:
+    """Each wanted line, in this order, somewhere in the output."""
+    place = 0
+    lines = text.splitlines()
+    for line in wanted.strip().splitlines():
+        pattern = re.compile(".*".join(re.escape(part) for part in line.strip().split("…")))
+        while place < len(lines) and not pattern.search(lines[place]):
+            place += 1
+        assert place < len(lines), f"{page} promises {line!r}; the output is\n{text}"
+        place += 1
