@@ -141,7 +141,7 @@ static void run_seed(uint64_t seed, uint64_t *trace)
 
 static void test_seeds(void)
 {
-    uint64_t first = 1, count = 400 / MN_TEST_SLOW, trace;
+    uint64_t first = 1, count = 4000 / MN_TEST_SLOW, trace;
     if (getenv("SEED") != NULL) {
         first = strtoull(getenv("SEED"), NULL, 10);
         count = 1;
@@ -195,7 +195,7 @@ static void run_abort_seed(uint64_t seed)
 
 static void test_aborts(void)
 {
-    for (uint64_t seed = 1; seed <= 300 / MN_TEST_SLOW; seed++)
+    for (uint64_t seed = 1; seed <= 3000 / MN_TEST_SLOW; seed++)
         run_abort_seed(seed);
 }
 

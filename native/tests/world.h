@@ -36,6 +36,7 @@ struct world_end {
     uint64_t resume_at, write_at;
     uint32_t greed; /* most bytes taken at once; 0: all */
     int twin;       /* index of the other end, -1 until known */
+    struct mn_ep local, remote;
 };
 
 struct world_side {
@@ -279,24 +280,21 @@ static inline uint32_t world_route(void *ctx, const struct mn_ip *dst)
     return mn_ip_equal(dst, &other->ip4) || mn_ip_equal(dst, &other->ip6) ? (uint32_t)other->index : MN_PEER_NONE;
 }
 
+/* Find the end that opened what d has just accepted; it may be dead already. */
 static inline void world_pair(struct world_side *d, struct world_end *e)
 {
-    struct mn_ep local, remote;
-    CHECK_INT(mn_tcp_addrs(d->s, e->conn, &local, &remote, NULL), 0);
-    struct world_side *o =
-        &d->w->side[mn_ip_equal(&remote.ip, &d->ip4) || mn_ip_equal(&remote.ip, &d->ip6) ? d->index : 1 - d->index];
-    for (int i = 0; i < o->end_count; i++) {
-        struct mn_ep l2, r2;
+    CHECK_INT(mn_tcp_addrs(d->s, e->conn, &e->local, &e->remote, NULL), 0);
+    bool is_own = mn_ip_equal(&e->remote.ip, &d->ip4) || mn_ip_equal(&e->remote.ip, &d->ip6);
+    struct world_side *o = &d->w->side[is_own ? d->index : 1 - d->index];
+    for (int i = o->end_count - 1; i >= 0; i--) {
         struct world_end *t = &o->ends[i];
-        if (t == e || t->twin >= 0 || mn_tcp_addrs(o->s, t->conn, &l2, &r2, NULL) != 0)
+        if (t == e || t->twin >= 0 || !mn_ep_equal(&t->local, &e->remote) || !mn_ep_equal(&t->remote, &e->local))
             continue;
-        if (mn_ep_equal(&l2, &remote) && mn_ep_equal(&r2, &local)) {
-            e->twin = i;
-            t->twin = (int)(e - d->ends);
-            e->peer_key = t->key;
-            t->peer_key = e->key;
-            return;
-        }
+        e->twin = i;
+        t->twin = (int)(e - d->ends);
+        e->peer_key = t->key;
+        t->peer_key = e->key;
+        return;
     }
 }
 
@@ -492,6 +490,7 @@ static inline int world_connect(struct world *w, int from, int to, bool v6, uint
     e->write_at = MN_DEADLINE_NONE;
     CHECK_INT(mn_tcp_connect(d->s, &remote, NULL, &conn, w->now), 0);
     e->conn = conn;
+    CHECK_INT(mn_tcp_addrs(d->s, conn, &e->local, &e->remote, NULL), 0);
     return (int)(e - d->ends);
 }
 
