@@ -51,8 +51,12 @@ class EngineProcess:
     def __init__(self, host: Host, settings: Path) -> None:
         fifo = host.folder / "engine.in"
         subprocess.run(["mkfifo", str(fifo)], check=True)
-        argv = ["sh", "-c", f"exec {sys.executable} -m interop.peers.engine {settings} <>{fifo}"]
-        self.process: Process = host.start("engine", argv, PYTHONPATH=str(ROOT))
+        import meshnode
+
+        # The installed package first: the one in the working directory may not be built.
+        search = f"{Path(meshnode.__file__).parents[1]}:{ROOT}"
+        argv = ["sh", "-c", f"exec {sys.executable} -P -m interop.peers.engine {settings} <>{fifo}"]
+        self.process: Process = host.start("engine", argv, PYTHONPATH=search)
         self._fifo = fifo
         self._answers = 0
         self._next_line("ready", 10.0)
