@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import json
 import os
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -23,7 +24,7 @@ pattern = "[A-Za-z ]{1,40}"
 
 [capabilities.checksum]
 description = "SHA-256 of a file that this node serves"
-argv = ["sha256sum", "DIRECTORY/{file}"]
+argv = ["sha256sum", PLACE]
 [capabilities.checksum.params.file]
 type = "string"
 choices = ["FILE"]
@@ -32,8 +33,9 @@ choices = ["FILE"]
 
 def write_spec(path: Path, directory: Path, name: str) -> None:
     """The capability file, with the served directory in it."""
-    braced = str(directory).replace("{", "{{").replace("}", "}}").replace("\\", "\\\\").replace('"', '\\"')
-    path.write_text(SPEC.replace("DIRECTORY", braced).replace("FILE", name))
+    place = f"{directory}/".replace("{", "{{").replace("}", "}}") + "{file}"
+    # A JSON text is a TOML text too, whatever is in the directory's name.
+    path.write_text(SPEC.replace("PLACE", json.dumps(place)).replace("FILE", name))
 
 
 def write_file(path: Path, mebibytes: int) -> str:

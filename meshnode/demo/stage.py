@@ -136,9 +136,11 @@ class Stage:
         """The node that serves: a capability server and a directory."""
         spec = self.folder / "capabilities.toml"
         paper.write_spec(spec, self.site, FILE)
+        settings = self.folder / "worker.toml"
+        # A JSON text is a TOML text too, whatever is in the directory's name.
+        settings.write_text(f"[tunnel]\nserve = [{json.dumps(f'http:80={self.site}')}]\n")
         words = ["capability", "--port", str(CAPABILITY_PORT), "--spec", str(spec), "--token", "env:CAPABILITY_TOKEN"]
-        environment = {"CAPABILITY_TOKEN": self.token, "MESHNODE_SERVE": f"http:80={self.site}"}
-        return await self._start("worker", words, environment)
+        return await self._start("worker", [*words, "-c", str(settings)], {"CAPABILITY_TOKEN": self.token})
 
     async def add_laptop(self) -> Child:
         """The node that calls; it keeps to the relay until told otherwise."""

@@ -16,7 +16,7 @@ from meshnode.config.model import Secret
 from meshnode.serve.access import Tokens
 from meshnode.serve.ingress import Identify
 from meshnode.serve.sites import Handler, Site
-from meshnode.serve.spec import load_spec
+from meshnode.serve.specfile import load_spec
 
 
 def capability_door(*, spec: Path, token: Secret, port: int) -> Callable[[Any], AbstractAsyncContextManager[Any]]:

@@ -22,8 +22,9 @@ class Demo:
     def __init__(self, folder: Path, *words: str) -> None:
         self.folder = folder
         self.out = folder / "out"
-        environment = os.environ | {"TMPDIR": str(folder / "tmp")}
-        (folder / "tmp").mkdir()
+        self.place = folder / 'a "place" {of} its own'
+        environment = os.environ | {"TMPDIR": str(self.place)}
+        self.place.mkdir()
         with open(self.out, "wb") as out:
             argv = [sys.executable, "-m", "meshnode", "demo", *words]
             self.process = subprocess.Popen(argv, stdout=out, stderr=subprocess.STDOUT, env=environment)
@@ -46,7 +47,7 @@ class Demo:
         return self.process.wait(BOUND_S)
 
     def assert_nothing_left(self, pids: list[int]) -> None:
-        assert list((self.folder / "tmp").iterdir()) == []
+        assert list(self.place.iterdir()) == []
         assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
@@ -107,7 +108,7 @@ def test_a_node_that_dies_fails_the_demo_at_once(start: Callable[..., Demo]) -> 
 def test_keep_says_how_to_use_it(start: Callable[..., Demo]) -> None:
     demo = start("--keep")
     demo.until(lambda: "A third node" in demo.text and demo.text.rstrip().endswith("=."), "it says how to use it")
-    state = re.search(r"meshnode status --state-dir (\S+)", demo.text)
+    state = re.search(r"meshnode status --state-dir (.+)", demo.text)
     assert state is not None
     argv = [sys.executable, "-m", "meshnode", "ping", "worker", "--state-dir", state.group(1)]
     pong = subprocess.run(argv, capture_output=True, text=True, timeout=20)

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshnode.base.errors import ConfigError
-from meshnode.serve.spec import ParamError, Spec, load_spec, parse_spec
+from meshnode.serve.spec import ParamError, Spec
+from meshnode.serve.specfile import load_spec, parse_spec
 
 GOOD = """\
 [server]
