@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.base.errors import KeyExpired, NameNotFound
+from meshnode.base.errors import EngineError, KeyExpired, NameNotFound
 from meshnode.base.keys import NodePublic
 from meshnode.control.server import ControlServer
 from meshnode.netmap.model import Peer
@@ -174,5 +174,20 @@ def test_an_identity_that_is_no_longer_good_needs_a_key(tmp_path: Path) -> None:
             async with town.node("one", state_dir=tmp_path) as node:
                 await node.ready(10)
                 assert node.addresses == member.ips
+
+    run("asyncio", work)
+
+
+def test_a_bug_ends_the_node_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object) -> None:
+        raise RuntimeError("a bug for the test")
+
+    async def work() -> None:
+        async with make_town() as town:
+            async with town.node("one") as node:
+                monkeypatch.setattr("meshnode.node.follow.Follower.apply", break_down)
+                with pytest.raises(EngineError, match="RuntimeError: a bug for the test; please report"):
+                    await node.ready(10)
+                assert isinstance((await node.wait_failed()).__cause__, RuntimeError)
 
     run("asyncio", work)
