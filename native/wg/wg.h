@@ -181,8 +181,12 @@ int mn_wg_peer_stats(const struct mn_wg *wg, uint32_t peer, struct mn_wg_peer_st
     X(rx_initiation)                                                                                                   \
     X(rx_response)                                                                                                     \
     X(rx_cookie)                                                                                                       \
-    X(tx_data) X(tx_keepalive) X(tx_initiation) X(tx_response) X(tx_cookie) X(sessions) X(converged)                   \
-        X(handshakes_failed) X(handshakes_queued) X(under_load) X(staged) X(staged_dropped)
+    X(tx_data)                                                                                                         \
+    X(tx_keepalive)                                                                                                    \
+    X(tx_initiation)                                                                                                   \
+    X(tx_response)                                                                                                     \
+    X(tx_cookie)                                                                                                       \
+    X(sessions) X(converged) X(handshakes_failed) X(handshakes_queued) X(under_load) X(staged) X(staged_dropped)
 
 struct mn_wg_stats {
 #define X(name) uint64_t name;
