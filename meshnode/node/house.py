@@ -149,6 +149,12 @@ class House:
 
     # --- end ---
 
+    async def drain(self) -> None:
+        """Let the last bytes of closed connections leave while relays and paths still stand."""
+        if hasattr(self, "engine"):
+            with contextlib.suppress(RuntimeError):  # an engine that has already stopped holds no bytes
+                await self.engine.drain()
+
     async def say_goodbye(self, timeout_s: float) -> None:
         """Log an ephemeral node out, so that it is gone at once; its state is erased.
 

@@ -154,6 +154,7 @@ class Node:
                 await end()
         house, scope = self._house, self._scope
         if house is not None:
+            await house.drain()
             if self.ephemeral and not self._is_logged_out:
                 await house.say_goodbye(LOGOUT_S)
             await house.remember()
