@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +232,10 @@ def test_before_it_is_ready_status_says_what_it_waits_for(tmp_path: Path) -> Non
     run("asyncio", work)
 
 
+def has_said(node: Up, lines: int) -> bool:
+    return len(node.errors) >= lines or node.process.returncode is not None
+
+
 def test_killed_at_any_moment_it_comes_back_as_itself(tmp_path: Path) -> None:
     async def work() -> None:
         async with make_town() as town:
@@ -239,7 +244,7 @@ def test_killed_at_any_moment_it_comes_back_as_itself(tmp_path: Path) -> None:
                 async with up(town, tmp_path, MESHNODE_AUTH_KEY=key) as node:
                     # The moment is a count of log lines: before, while and after joining.
                     lines = moment % 6
-                    await until(lambda n=node, k=lines: len(n.errors) >= k or n.process.returncode, "its log goes on")
+                    await until(partial(has_said, node, lines), "its log goes on")
                     node.process.kill()
                     await node.process.wait()
             async with up(town, tmp_path, MESHNODE_AUTH_KEY=town.control.add_key()) as node:
