@@ -92,7 +92,11 @@ class Tailscale:
         aliases=("TS_STATE_DIR",),
     )
     ephemeral: bool = setting(False, "log out at the end, so that the node is gone at once")
-    ca_file: str = setting("", "PEM file of further certificate authorities for control and relays", metavar="FILE")
+    ca_file: str = setting(
+        "",
+        "PEM file of certificate authorities: for control instead of the system's, for relays beside them",
+        metavar="FILE",
+    )
     port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")
     mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
     plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)
