@@ -2,10 +2,12 @@
 
 The repository root goes to the END of the path: `tests.*` and `interop.*` are found there, while
 `meshnode` stays the installed package, which is what a newcomer runs. Programs that a test starts run
-that same package too, and not the one that lies uncompiled in the working directory.
+that same package too, and not the one that lies uncompiled in the working directory. A run in a shell's
+background starts with SIGINT ignored, which programs inherit: the tests that send it need it back.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,3 +19,6 @@ import meshnode  # noqa: E402
 
 os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["PYTHONPATH"] = str(Path(meshnode.__file__).parents[1])
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
