@@ -225,7 +225,7 @@ def emit_message(message: Message) -> bytes:
     """Type, version and body."""
     out = Writer()
     if isinstance(message, Ping):
-        node = message.node.raw if message.node else b""
+        node = message.node.raw if message.node else bytes(32) if message.padding >= 32 else b""
         out.u8(PING).u8(VERSION).raw(message.txid).raw(node).raw(bytes(message.padding))
     elif isinstance(message, Pong):
         _put_endpoint(out.u8(PONG).u8(VERSION).raw(message.txid), message.source)

@@ -31,6 +31,8 @@ MESSAGES: list[disco.Message] = [
     disco.Ping(TXID, NODE),
     disco.Ping(TXID, NODE, padding=1236),
     disco.Ping(TXID, None),
+    disco.Ping(TXID, None, padding=31),
+    disco.Ping(TXID, None, padding=32),
     disco.Pong(TXID, V4),
     disco.Pong(TXID, V6),
     disco.CallMeMaybe(()),
@@ -42,7 +44,7 @@ MESSAGES: list[disco.Message] = [
     disco.AllocateRequest((KEYS[1], KEYS[2]), 9),
     disco.AllocateResponse(9, BLOCK),
 ]
-SIZES = {0: 124, 3: 110, 5: 80, 6: 116, 7: 152, 10: 204 + 36, 11: 148, 12: 208 + 36}
+SIZES = {0: 124, 5: 110, 7: 80, 8: 116, 9: 152, 12: 204 + 36, 13: 148, 14: 208 + 36}
 
 
 def test_vectors() -> None:
