@@ -25,8 +25,14 @@
     X(sleeps)                                                                                                          \
     X(commands)                                                                                                        \
     X(command_errors)                                                                                                  \
-    X(rx_unknown) X(rx_disco) X(rx_stun) X(rx_no_peer) X(tx_no_path) X(tx_relay) X(tx_deferred_lost) X(accept_refused) \
-        X(flows_opened) X(flows_refused) X(app_bytes_in) X(app_bytes_out) X(app_reads) X(app_writes)
+    X(rx_unknown)                                                                                                      \
+    X(rx_disco)                                                                                                        \
+    X(rx_stun)                                                                                                         \
+    X(rx_no_peer)                                                                                                      \
+    X(tx_no_path)                                                                                                      \
+    X(tx_relay)                                                                                                        \
+    X(tx_deferred_lost)                                                                                                \
+    X(accept_refused) X(flows_opened) X(flows_refused) X(app_bytes_in) X(app_bytes_out) X(app_reads) X(app_writes)
 
 struct mn_engine_stats {
 #define X(name) uint64_t name;

@@ -133,15 +133,50 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
 /* Every number of the stack that only grows, and the few that say how much there is now. */
 #define MN_STACK_COUNTERS(X)                                                                                           \
     X(rx_packets)                                                                                                      \
-    X(rx_bytes) X(tx_packets) X(tx_bytes) X(tx_no_buffer) X(tx_no_route) X(drop_malformed) X(drop_checksum)            \
-        X(drop_source) X(drop_not_local) X(drop_fragment) X(drop_protocol) X(filter_accept) X(filter_drop)             \
-            X(filter_cut) X(tsmp_sent) X(tsmp_received) X(icmp_echo_in) X(icmp_echo_limited) X(icmp_error_in)          \
-                X(icmp_error_unmatched) X(icmp_error_out) X(icmp_error_limited) X(udp_in) X(udp_out) X(udp_no_port)    \
-                    X(loopback_full) X(tcp_in) X(tcp_out) X(tcp_runs) X(tcp_retransmits) X(tcp_timeouts)               \
-                        X(tcp_fast_retransmits) X(tcp_ooo) X(tcp_ooo_dropped) X(tcp_out_of_window) X(tcp_paws)         \
-                            X(tcp_no_timestamp) X(tcp_bad_ack) X(tcp_challenge) X(tcp_rst_in) X(tcp_rst_out)           \
-                                X(tcp_opened) X(tcp_accepted) X(tcp_half_open_full) X(tcp_conns_full)                  \
-                                    X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
+    X(rx_bytes)                                                                                                        \
+    X(tx_packets)                                                                                                      \
+    X(tx_bytes)                                                                                                        \
+    X(tx_no_buffer)                                                                                                    \
+    X(tx_no_route)                                                                                                     \
+    X(drop_malformed)                                                                                                  \
+    X(drop_checksum)                                                                                                   \
+    X(drop_source)                                                                                                     \
+    X(drop_not_local)                                                                                                  \
+    X(drop_fragment)                                                                                                   \
+    X(drop_protocol)                                                                                                   \
+    X(filter_accept)                                                                                                   \
+    X(filter_drop)                                                                                                     \
+    X(filter_cut)                                                                                                      \
+    X(tsmp_sent)                                                                                                       \
+    X(tsmp_received)                                                                                                   \
+    X(icmp_echo_in)                                                                                                    \
+    X(icmp_echo_limited)                                                                                               \
+    X(icmp_error_in)                                                                                                   \
+    X(icmp_error_unmatched)                                                                                            \
+    X(icmp_error_out)                                                                                                  \
+    X(icmp_error_limited)                                                                                              \
+    X(udp_in)                                                                                                          \
+    X(udp_out)                                                                                                         \
+    X(udp_no_port)                                                                                                     \
+    X(loopback_full)                                                                                                   \
+    X(tcp_in)                                                                                                          \
+    X(tcp_out)                                                                                                         \
+    X(tcp_runs)                                                                                                        \
+    X(tcp_retransmits)                                                                                                 \
+    X(tcp_timeouts)                                                                                                    \
+    X(tcp_fast_retransmits)                                                                                            \
+    X(tcp_ooo)                                                                                                         \
+    X(tcp_ooo_dropped)                                                                                                 \
+    X(tcp_out_of_window)                                                                                               \
+    X(tcp_paws)                                                                                                        \
+    X(tcp_no_timestamp)                                                                                                \
+    X(tcp_bad_ack)                                                                                                     \
+    X(tcp_challenge)                                                                                                   \
+    X(tcp_rst_in)                                                                                                      \
+    X(tcp_rst_out)                                                                                                     \
+    X(tcp_opened)                                                                                                      \
+    X(tcp_accepted)                                                                                                    \
+    X(tcp_half_open_full) X(tcp_conns_full) X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
 
 struct mn_stack_stats {
 #define X(name) uint64_t name;
