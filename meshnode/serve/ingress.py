@@ -3,8 +3,9 @@
 Takes sockets from a listener and lends each to a protocol (aiohttp's, or any other) with
 `loop.connect_accepted_socket`. The handler's task inherits `current_peer`; headers are never believed.
 Works on TunnelSockets and plain ones, under asyncio and uvloop: uvloop asks the fd for its names, which
-knows no tailnet, so the transport is wrapped. Beyond CONNECTIONS_MAX connections wait in the backlog;
-beyond PER_PEER_MAX one peer's are closed.
+knows no tailnet, so the transport is wrapped. A client that ended its half still gets its answer: only when
+nothing was sent and nothing waits to be sent for HALF_CLOSED_S is it taken for gone. Beyond CONNECTIONS_MAX
+connections wait in the backlog; beyond PER_PEER_MAX one peer's are closed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self, cast
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS_MAX: Final = 4096
 PER_PEER_MAX: Final = 1024
+
+HALF_CLOSED_S: Final = 0.5
+"""An end of file may be a half-close or a farewell; silence of ours this long afterwards ends the connection."""
 
 _log = get_logger("serve")
 
@@ -144,16 +148,34 @@ class _Lent(asyncio.Protocol):
         self._sock = sock
         self._on_end = on_end
         self._transport: asyncio.Transport | None = None
+        self._named: NamedTransport | None = None
+        self._seen = -1
         # Bound methods of the real protocol, found before the class's: no step in between per event.
         stream = cast(asyncio.Protocol, inner)
         self.data_received = stream.data_received  # type: ignore[method-assign]
-        self.eof_received = stream.eof_received  # type: ignore[method-assign]
         self.pause_writing = stream.pause_writing  # type: ignore[method-assign]
         self.resume_writing = stream.resume_writing  # type: ignore[method-assign]
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._inner.connection_made(cast(asyncio.BaseTransport, NamedTransport(self._transport, self._sock)))
+        self._named = NamedTransport(self._transport, self._sock)
+        self._inner.connection_made(cast(asyncio.BaseTransport, self._named))
+
+    def eof_received(self) -> bool:
+        cast(asyncio.Protocol, self._inner).eof_received()
+        self._watch_half_closed()
+        return True
+
+    def _watch_half_closed(self) -> None:
+        named, transport = self._named, self._transport
+        if named is None or transport is None or transport.is_closing():
+            return
+        is_silent = named.write_count == self._seen and not named.is_sending and not transport.get_write_buffer_size()
+        if is_silent:
+            transport.close()
+            return
+        self._seen = named.write_count
+        asyncio.get_running_loop().call_later(HALF_CLOSED_S, self._watch_half_closed)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         try:
@@ -173,14 +195,25 @@ class NamedTransport:
     IPv6 names are pairs too, as servers expect of them.
     """
 
-    __slots__ = ("__weakref__", "_sock", "_transport", "is_closing", "write", "writelines")
+    __slots__ = ("__weakref__", "_sock", "_transport", "is_closing", "is_sending", "write_count")
 
     def __init__(self, transport: asyncio.Transport, sock: socket.socket) -> None:
         self._transport = transport
         self._sock = sock
-        self.write = transport.write
-        self.writelines = transport.writelines
         self.is_closing = transport.is_closing
+        self.write_count = 0
+        self.is_sending = False
+        """Bytes are on their way past the transport (`sending`)."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """As the transport's."""
+        self.write_count += 1
+        self._transport.write(data)
+
+    def writelines(self, parts: Iterable[bytes | bytearray | memoryview]) -> None:
+        """As the transport's."""
+        self.write_count += 1
+        self._transport.writelines(parts)
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As a transport's, with `meshnode.socket` and `meshnode.peer_key` besides."""

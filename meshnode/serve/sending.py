@@ -11,6 +11,8 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any, Final
 
+from meshnode.serve.ingress import NamedTransport
+
 if TYPE_CHECKING:
     from aiohttp.web import BaseRequest, StreamResponse
 
@@ -29,9 +31,14 @@ async def send_file(request: BaseRequest, response: StreamResponse, fd: int, fir
     await response.write(os.pread(fd, lead, first))
     await _flushed(transport)
     sink = os.dup(transport.get_extra_info("socket").fileno())
+    named = transport if isinstance(transport, NamedTransport) else None
     try:
+        if named is not None:
+            named.is_sending = True
         await _copy(transport, sink, fd, first + lead, count - lead)
     finally:
+        if named is not None:
+            named.is_sending = False
         os.close(sink)
 
 

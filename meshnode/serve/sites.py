@@ -212,9 +212,21 @@ def _make_server(handler: Handler) -> Any:
         read_bufsize=READ_BUFFER,
         auto_decompress=False,
         access_log=None,
+        logger=_quiet(),
         tcp_keepalive=False,
         lingering_time=1.0,
     )
+
+
+def _quiet() -> Any:
+    """The library tells of clients that left, with tracebacks; what matters is logged by `_checked`."""
+    import logging
+
+    logger = logging.getLogger("meshnode.serve.http")
+    logger.propagate = False
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
+    return logger
 
 
 def _checked(handler: Handler) -> Handler:
@@ -225,9 +237,7 @@ def _checked(handler: Handler) -> Handler:
             return web.Response(status=400, text="the request target must be a path\n", headers=PLAIN)
         try:
             return await handler(request)
-        except (OSError, asyncio.CancelledError):
-            raise
-        except web.HTTPException:
+        except (ConnectionError, asyncio.CancelledError, web.HTTPException):
             raise
         except Exception as error:
             _log.error("a handler failed", error=f"{type(error).__name__}: {error}")

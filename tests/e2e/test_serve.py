@@ -470,6 +470,54 @@ def test_websockets_pass_through(loop: str) -> None:
     run(loop, work)
 
 
+@loops
+def test_a_client_that_half_closes_gets_its_answer(loop: str, folder: Path) -> None:
+    """As `printf … | nc` does; the pieces arrive together with the end, and big answers take a while."""
+
+    async def work() -> None:
+        node = StandIn()
+        # More than the kernel's buffers hold, so that it is still on its way while the reader pauses.
+        size = 48 << 20
+        (folder / "huge").touch()
+        os.truncate(folder / "huge", size)
+        async with backend() as (_, port):
+            rules = [f"http:80={folder}", f"http:81=127.0.0.1:{port}"]
+            async with site(site_door(rules[0]), node), site(site_door(rules[1]), node) as reverse:
+                for _ in range(10):
+                    assert (await _half_closing(node.port(80), "/a.txt")).endswith(b"hello")
+                    assert b'"path": "/x"' in await _half_closing(node.port(81), "/x")
+                head, _, body = (await _half_closing(node.port(80), "/huge", pause_s=1.2)).partition(b"\r\n\r\n")
+                assert b" 200 " in head and len(body) == size
+                # A farewell is noticed too, although it begins in the same way.
+                await until(lambda: reverse.ingress.connection_count == 0, "nobody is left")
+
+    run(loop, work)
+
+
+async def _half_closing(port: int, path: str, pause_s: float = 0.0) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 14)
+    writer.write(f"GET {path} HTTP/1.0\r\nHost: x\r\n\r\n".encode())
+    writer.write_eof()
+    head = await reader.readuntil(b"\r\n\r\n")
+    # A reader that pauses longer than the server's patience with silence is slow, not gone.
+    await asyncio.sleep(pause_s)
+    body = await reader.read()
+    writer.close()
+    return head + body
+
+
+def test_idle_clients_that_leave_are_noticed() -> None:
+    async def work() -> None:
+        node = StandIn()
+        async with backend() as (_, port), site(site_door(f"http:80=127.0.0.1:{port}"), node) as found:
+            _, writer = await asyncio.open_connection("127.0.0.1", node.port(80))
+            await until(lambda: found.ingress.connection_count == 1, "it is there")
+            writer.close()
+            await until(lambda: found.ingress.connection_count == 0, "it is gone", bound_s=5)
+
+    run("asyncio", work)
+
+
 # --- the ingress itself -----------------------------------------------------------------------------
 
 
