@@ -94,7 +94,7 @@ class Tailscale:
     ephemeral: bool = setting(False, "log out at the end, so that the node is gone at once")
     ca_file: str = setting(
         "",
-        "PEM file of certificate authorities: for control instead of the system's, for relays beside them",
+        "PEM file of certificate authorities to trust beside the system's, for control and relays",
         metavar="FILE",
     )
     port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")

@@ -193,9 +193,11 @@ class Link:
 
 
 def make_tls(ca_file: str) -> ssl.SSLContext:
-    """A verifying context: this CA file, or the system's. ConfigError if the file is none."""
+    """A verifying context: the system's authorities and this CA file's. ConfigError if the file is none."""
+    context = ssl.create_default_context()
     try:
-        context = ssl.create_default_context(cafile=ca_file or None)
+        if ca_file:
+            context.load_verify_locations(cafile=ca_file)
     except (OSError, ssl.SSLError) as error:
         raise ConfigError(f"ca_file: {ca_file!r} cannot be used: {_reason(error)}") from None
     context.set_alpn_protocols(["http/1.1"])  # never h2: the upgrade needs HTTP/1.1
