@@ -1,9 +1,12 @@
 """Paths in virtual time: cold start, cuts, roaming, relay loss; each over many seeds.
 
-Expected figures are those of docs/protocol/paths.md 8.1, with room for jitter.
+Expected figures are those of docs/protocol/paths.md 8.1, with room for jitter. MESHNODE_SIM_FACTOR=10 plays
+ten times the seeds of an ordinary run.
 """
 
 from __future__ import annotations
+
+import os
 
 import pytest
 
@@ -13,8 +16,11 @@ from tests.sim.world import FIREWALL_S, close_calls, gaps, pair
 DIRECT, RELAY, DEGRADED, UNKNOWN = State.DIRECT, State.RELAY_ONLY, State.DEGRADED, State.UNKNOWN
 
 
+FACTOR = int(os.environ.get("MESHNODE_SIM_FACTOR", "1"))
+
+
 def seeds(count: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("seed", range(count))
+    return pytest.mark.parametrize("seed", range(count * FACTOR))
 
 
 @seeds(40)
@@ -147,15 +153,17 @@ def test_idle_costs_nothing_and_the_first_packet_goes_both_ways(seed: int) -> No
 
 
 @seeds(20)
-def test_random_loss_alone_never_ends_in_the_relay(seed: int) -> None:
+def test_random_loss_alone_never_gives_a_direct_path_up(seed: int) -> None:
     loss = (0.01, 0.05, 0.2, 0.4)[seed % 4]
     world, a, b = pair(seed, loss=loss)
     world.talk(a, b)
     world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 30.0)
+    direct_at = world.now
     world.run(60.0)
-    assert all(new != RELAY for _, _, new, _ in a.states + b.states)
+    later = [new for at, _, new, _ in a.states + b.states if at > direct_at]
+    assert RELAY not in later
     if loss <= 0.05:
-        assert sum(new == DEGRADED for _, _, new, _ in a.states + b.states) <= 1
+        assert later.count(DEGRADED) <= 1
 
 
 @seeds(10)
