@@ -48,7 +48,8 @@ static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct
         c->ts.recent = g->tsval;
         c->ts.recent_at = s->now;
     }
-    if (g->wscale >= 0) {
+    c->snd.has_scale = g->wscale >= 0;
+    if (c->snd.has_scale) {
         c->snd.shift = (uint8_t)g->wscale;
     } else {
         c->snd.shift = c->rcv.shift = 0;

@@ -53,7 +53,7 @@ enum {
 
 #define MN_KEEP_IDLE (120 * MN_SECOND)
 #define MN_KEEP_INTERVAL (30 * MN_SECOND)
-#define MN_GIVE_UP (15 * 60 * MN_SECOND) /* R2 of RFC 9293 3.8.3 */
+#define MN_GIVE_UP (900 * MN_SECOND) /* R2 of RFC 9293 3.8.3 */
 #define MN_GIVE_UP_ORPHAN (300 * MN_SECOND)
 #define MN_FIN_WAIT_2_NS (60 * MN_SECOND)
 #define MN_TIME_WAIT_NS (60 * MN_SECOND)
@@ -130,6 +130,7 @@ struct mn_send {
     uint32_t end; /* behind the last byte the application wrote; a FIN has this number */
     uint32_t wnd, max_wnd, wl1, wl2;
     uint8_t shift;
+    bool has_scale; /* the peer offered to scale windows */
     bool fin_queued, fin_sent;
     bool wants_room; /* the application met a full ring */
     bool is_limited; /* the congestion window held us back since the last ACK */
@@ -367,6 +368,14 @@ void mn_ring_free(struct mn_stack *s, struct mn_ring *r);
 void mn_ring_write(struct mn_ring *r, uint32_t seq, const uint8_t *p, uint32_t n);
 /* The bytes [seq, seq + n) as one or two pieces; returns how many. */
 int mn_ring_pieces(const struct mn_ring *r, uint32_t seq, uint32_t n, struct iovec out[2]);
+
+/* Bytes of a packet as a piece; nobody writes through it. */
+static inline struct iovec mn_piece(const uint8_t *p, size_t n)
+{
+    struct iovec v = {.iov_len = n};
+    memcpy(&v.iov_base, &p, sizeof p);
+    return v;
+}
 
 /* receive.c: text and FIN */
 /* In-order bytes at rcv.nxt; the pieces are not in the ring. */

@@ -75,7 +75,9 @@ static void send_syn_ack(struct mn_stack *s, struct mn_half *h)
 {
     struct mn_segment g = {.seq = h->iss, .ack = h->irs + 1, .flags = MN_TCP_SYN | MN_TCP_ACK};
     g.mss = mn_conn_advertised_mss(s, &h->node.tuple);
-    g.wscale = h->wscale < 0 ? -1 : (int8_t)mn_conn_shift(s);
+    g.wscale = -1;
+    if (h->wscale >= 0)
+        g.wscale = (int8_t)mn_conn_shift(s);
     g.has_ts = h->has_ts;
     g.tsval = half_ts(s, h);
     g.tsecr = h->ts_recent;

@@ -42,7 +42,9 @@ static void tune(struct mn_stack *s, struct mn_conn *c, uint32_t taken)
     r->copied += taken;
     if (s->now - r->tuned_at < (rtt < MN_MS ? MN_MS : rtt))
         return;
-    uint32_t slack = 1U << r->shift, limit = r->shift == 0 ? 65535 : s->cfg.rcvbuf_max - slack;
+    uint32_t slack = 1U << r->shift, limit = s->cfg.rcvbuf_max - slack;
+    if (r->shift == 0 && limit > 65535)
+        limit = 65535;
     if (r->copied > r->size / 2 && r->size < limit) {
         uint32_t size = (r->size + slack) * 2 - slack;
         r->size = size < limit ? size : limit;
@@ -260,7 +262,7 @@ void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
         owe_duplicate(s, c);
         return;
     }
-    struct iovec v = {(void *)(uintptr_t)data, len};
+    struct iovec v = mn_piece(data, len);
     if (g->len > r->largest)
         r->largest = g->len;
     c->ack.last_was_full = g->len == r->largest && (g->flags & MN_TCP_PSH) == 0;

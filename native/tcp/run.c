@@ -21,7 +21,7 @@ static bool is_plain(const struct mn_conn *c, const struct mn_segment *g, uint32
 
 static void append(struct mn_run *r, const struct mn_segment *g)
 {
-    r->pieces[r->count++] = (struct iovec){(void *)(uintptr_t)g->data, g->len};
+    r->pieces[r->count++] = mn_piece(g->data, g->len);
     r->len += g->len;
     r->last = *g;
     if (g->len > r->largest)

@@ -148,6 +148,27 @@ static void test_simultaneous_open(void)
     }
 }
 
+/* A small receive buffer needs no shift, but the option must be there or the peer may not use its own. */
+static void test_simultaneous_open_scales(void)
+{
+    struct rig r;
+    struct mn_stack_config cfg = {.rcvbuf_max = 16384};
+    rig_start_with(&r, &cfg);
+    struct rig_flow f = rig_connect(&r);
+    CHECK_INT(r.seen.wscale, 0);
+    struct mn_segment g = rig_segment(&f, S, NULL, 0);
+    g.wscale = 3;
+    rig_in(&r, g);
+    CHECK(rig_take(&r));
+    CHECK_INT(r.seen.wscale, 0);
+    f.them++;
+    rig_in(&r, rig_segment(&f, A, NULL, 0));
+    struct mn_tcp_info info;
+    CHECK_INT(mn_tcp_info(r.s, r.conn, &info), 0);
+    CHECK_INT(info.snd_wnd, 65535 << 3);
+    rig_stop(&r);
+}
+
 /* The peer answers our SYN-ACK with its own SYN-ACK, as Linux does. */
 static void test_simultaneous_open_by_syn_ack(void)
 {
@@ -690,6 +711,7 @@ int main(void)
     RUN(test_connect_gives_up);
     RUN(test_connect_without_route);
     RUN(test_simultaneous_open);
+    RUN(test_simultaneous_open_scales);
     RUN(test_simultaneous_open_by_syn_ack);
     RUN(test_simultaneous_open_refused);
     RUN(test_half_open);
