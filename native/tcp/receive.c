@@ -229,6 +229,15 @@ static void owe_duplicate(struct mn_stack *s, struct mn_conn *c)
     mn_conn_mark(s, c);
 }
 
+/* A peer that ends its stream before bytes it has sent already contradicts itself; the end counts. */
+static void forget_beyond(struct mn_receive *r, uint32_t end)
+{
+    while (r->ooo_count > 0 && mn_seq_le(end, r->ooo[r->ooo_count - 1].first))
+        r->ooo_count--;
+    if (r->ooo_count > 0 && mn_seq_lt(end, r->ooo[r->ooo_count - 1].end))
+        r->ooo[r->ooo_count - 1].end = end;
+}
+
 /* Text of an acceptable segment: cut to the window, in order or early. */
 void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
@@ -237,6 +246,7 @@ void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
     if ((g->flags & MN_TCP_FIN) != 0 && !r->fin_known && mn_seq_le(end, r->edge)) {
         r->fin_known = true;
         r->fin_seq = end;
+        forget_beyond(r, end);
     }
     if (mn_seq_lt(r->edge, end)) {
         end = r->edge;

@@ -368,6 +368,27 @@ static void test_out_of_order_is_bounded(void)
     rig_stop(&r);
 }
 
+/* A stream that is said to end before bytes that came already: the end counts, and nothing is left behind. */
+static void test_fin_before_early_bytes(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = 1240});
+    uint32_t base = f.them;
+    f.them = base + 100;
+    rig_in(&r, rig_segment(&f, A, g_bytes + 100, 100));
+    f.them = base + 120;
+    rig_in(&r, rig_segment(&f, F | A, g_bytes + 120, 30));
+    f.them = base;
+    rig_in(&r, rig_segment(&f, A, g_bytes, 100));
+    CHECK_INT(r.got, 150);
+    CHECK_INT(r.fins, 1);
+    drain(&r);
+    CHECK_INT(r.seen.ack, base + 151);
+    CHECK_INT(r.s->slots[r.conn & (MN_MAX_CONNS - 1)].conn->rcv.ooo_count, 0);
+    rig_stop(&r);
+}
+
 /* ---- batches ---- */
 
 /* T-19: a batch is one delivery and one ACK. */
@@ -699,6 +720,7 @@ int main(void)
     RUN(test_out_of_order_permutations);
     RUN(test_reassembly_differential);
     RUN(test_out_of_order_is_bounded);
+    RUN(test_fin_before_early_bytes);
     RUN(test_one_ack_per_batch);
     RUN(test_early_segments_owe_an_ack_each);
     RUN(test_batch_with_two_flows_and_a_fin);
