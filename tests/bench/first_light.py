@@ -197,11 +197,14 @@ def rate_rows(pairs: Pairs, rounds: int, size: int) -> dict[str, Any]:
 def latency_rows(pairs: Pairs, rounds: int, count: int) -> dict[str, Any]:
     kinds = pairs.kinds()
     tails: dict[str, list[float]] = {kind: [] for kind in kinds}
+    failures = dict.fromkeys(kinds, 0)
 
     def probe(what: str, kind: str, n: int) -> list[float]:
         door, name, _ = kinds[kind]
         done = pairs.a.run(sys.executable, "-P", str(PROBE), what, door, name, "8081", str(n), timeout_s=120)
-        return list(json.loads(done.stdout))
+        said = json.loads(done.stdout)
+        failures[kind] += said["failures"]
+        return list(said["times"])
 
     def kept(kind: str) -> float:
         times = probe("latency", kind, count)
@@ -215,6 +218,7 @@ def latency_rows(pairs: Pairs, rounds: int, count: int) -> dict[str, Any]:
         "GET on a kept connection, p50 (µs)": summary(middle["meshnode"], middle["tailscaled"]),
         "GET on a kept connection, p99 (µs)": summary(tails["meshnode"], tails["tailscaled"]),
         "connect + GET + close, p50 (µs)": summary(fresh["meshnode"], fresh["tailscaled"]),
+        "failed connections": failures,
     }
 
 

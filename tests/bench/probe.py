@@ -1,8 +1,8 @@
 """The measuring client, run inside a lab namespace: the same program for every peer.
 
 `python -P probe.py latency PROXY HOST PORT COUNT` sends COUNT small keep-alive GETs, one at a time,
-over one connection through a SOCKS5 proxy and prints the sorted times in microseconds as JSON.
-`python -P probe.py short PROXY HOST PORT COUNT` does connect + GET + close COUNT times.
+over one connection through a SOCKS5 proxy; `short` does connect + GET + close COUNT times, and goes on
+after a failure. Prints JSON: `times`, sorted, in microseconds, and `failures`.
 Standard library only, blocking sockets: what it adds is the same for every peer.
 """
 
@@ -75,9 +75,11 @@ def short(proxy: str, host: str, port: int, count: int) -> list[float]:
     times = []
     for _ in range(count):
         started = time.perf_counter()
-        sock = dial(proxy, host, port)
-        one_get(sock, host, close=True)
-        sock.close()
+        try:
+            with dial(proxy, host, port) as sock:
+                one_get(sock, host, close=True)
+        except OSError:
+            continue
         times.append((time.perf_counter() - started) * 1e6)
     return times
 
@@ -85,4 +87,5 @@ def short(proxy: str, host: str, port: int, count: int) -> list[float]:
 if __name__ == "__main__":
     what, proxy, host, port, count = sys.argv[1:]
     work = {"latency": latency, "short": short}[what]
-    print(json.dumps(sorted(work(proxy, host, int(port), int(count)))))
+    times = sorted(work(proxy, host, int(port), int(count)))
+    print(json.dumps({"times": times, "failures": int(count) - len(times)}))
