@@ -212,6 +212,18 @@ static PyObject *engine_close(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* After close and the last poll: descriptors and memory go now, not when the garbage collector comes. */
+static PyObject *engine_release(PyObject *self, PyObject *unused)
+{
+    struct engine_object *o = (struct engine_object *)self;
+    (void)unused;
+    if (o->engine != NULL && mn_engine_state(o->engine) == MN_ENGINE_STOPPED) {
+        mn_engine_destroy(o->engine);
+        o->engine = NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 /* ---- events ---- */
 
 struct packed {
@@ -630,6 +642,7 @@ static PyMethodDef engine_methods[] = {
     {"peer_stats", engine_peer_stats, METH_VARARGS, "Counters of one peer."},
     {"last_timestamp", engine_last_timestamp, METH_NOARGS, "Newest handshake timestamp sent."},
     {"close", engine_close, METH_VARARGS, "Stop the thread, end the connections, wipe the keys."},
+    {"release", engine_release, METH_NOARGS, "Give back what a closed engine still holds."},
     {NULL, NULL, 0, NULL},
 };
 

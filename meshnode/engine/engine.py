@@ -317,6 +317,7 @@ class Engine:
         for flow in list(self._datagrams.values()):
             flow.close()
         self._connects.clear()
+        self._native.release()
 
     # --- events ---
 

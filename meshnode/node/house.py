@@ -206,7 +206,9 @@ class House:
 
     async def _watch_bugs(self) -> None:
         """A task that died of something unexpected ends the node, loudly."""
-        error = await asyncio.shield(self._scope.failed)
+        watched = {self._scope.failed, self.pool.failed}
+        done, _ = await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        error = done.pop().result()
         if isinstance(error, MeshError):
             self._on_failure(error)
         else:
@@ -230,6 +232,7 @@ class House:
         self.discovery.set_endpoints(found)
         if gone:
             self.discovery.on_link_change(gone)
+        self.pool.on_link_change()
         self.control.update(endpoints=[(endpoint, EndpointKind.LOCAL) for endpoint in found])
 
     async def _keep_floor(self) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.engine.flow import TunnelSocket
@@ -47,6 +48,8 @@ class Server:
         self._scope = Scope(f"server:{listener.port}")
         self._slots = asyncio.Semaphore(CONNECTIONS_MAX)
         self._active = 0
+        self._unserved: set[TunnelSocket] = set()
+        """Handed to a task that has not begun: ended before it begins, nobody else would close them."""
         self._idle = asyncio.Event()
         self._idle.set()
         self._closed = asyncio.Event()
@@ -99,15 +102,21 @@ class Server:
                 return
             self._active += 1
             self._idle.clear()
-            self._scope.spawn(self._handle(sock), str(sock.remote)).add_done_callback(self._on_handled)
+            self._unserved.add(sock)
+            task = self._scope.spawn(self._handle(sock), str(sock.remote))
+            task.add_done_callback(partial(self._on_handled, sock))
 
-    def _on_handled(self, task: asyncio.Task[Any]) -> None:
+    def _on_handled(self, sock: TunnelSocket, _: asyncio.Task[Any]) -> None:
+        if sock in self._unserved:
+            self._unserved.discard(sock)
+            sock.close()
         self._slots.release()
         self._active -= 1
         if not self._active:
             self._idle.set()
 
     async def _handle(self, sock: TunnelSocket) -> None:
+        self._unserved.discard(sock)
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
                 reader, writer = await accept_streams(sock, ssl=self._ssl, limit=self._limit)
