@@ -161,3 +161,14 @@ def test_c_includes_go_down(unit: str) -> None:
             if target in order and target != unit:
                 same_floor = {unit, target} == {"tcp", "filter"}
                 assert order[target] < order[unit] or same_floor, f"{path}:{number}: {unit} may not include {target}"
+
+
+def test_the_map_of_the_house_names_every_file() -> None:
+    """docs/architecture.md section 3: a file a reader meets is on the map."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    tree = text[text.index("## 3. The tree") : text.index("## 4.")]
+    missing = [str(p.relative_to(ROOT)) for p in modules() if p.name != "__init__.py" and f"{p.name} " not in tree]
+    for path in (ROOT / "native").rglob("*.c"):
+        if path.relative_to(ROOT / "native").parts[0] not in {"tests", "fuzz", "build"} and f"{path.name} " not in tree:
+            missing.append(str(path.relative_to(ROOT)))
+    assert not missing, f"not in docs/architecture.md: {missing}"
