@@ -9,6 +9,7 @@ Source: docs/protocol/control.md 4.2 to 4.9, 12.3.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
@@ -29,6 +30,8 @@ MAP_PATH: Final = "/machine/map"
 WATCHDOG_S: Final = 120.0
 """Without a complete message for this long the stream is dead, whatever TCP says."""
 DEBOUNCE_S: Final = 0.25
+FIRST_UPDATE_S: Final = 3.0
+"""The first lite update waits for the first map at most this long."""
 HEARTBEAT_S: Final = 25 * 60.0
 PARSE_ASIDE: Final = 256 * 1024
 """Messages larger than this are read on a thread, so that PING is answered meanwhile: ten thousand
@@ -73,6 +76,7 @@ class MapPoll:
         self._told_home = client.says.home
         self._trouble: MeshError | None = None
         self._expiry_changed = asyncio.Event()
+        self._got_map = asyncio.Event()
         self._popped = ""
 
     async def run(self) -> None:
@@ -137,6 +141,7 @@ class MapPoll:
         self._maps += 1
         self._client.counters["maps"] += 1
         if first:
+            self._got_map.set()
             self._client.on_progress()
         self._client.on_map(netmap)
         self._expiry_changed.set()
@@ -174,9 +179,16 @@ class MapPoll:
     # --- beside it --------------------------------------------------------------------------------
 
     async def _keep_updated(self) -> None:
-        """Send a lite update now, after each change, and every HEARTBEAT_S."""
+        """Send a lite update after the first map, after each change, and every HEARTBEAT_S.
+
+        Not before the first map: the stream's request said the same, and Headscale would make the map
+        wait for the update's own batch (0.35 s with its defaults).
+        """
         says = self._client.says
         failures = 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FIRST_UPDATE_S):
+                await self._got_map.wait()
         while self._session.error is None:
             says.changed.clear()
             try:
