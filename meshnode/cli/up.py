@@ -52,8 +52,19 @@ def run_capability(parsed: argparse.Namespace) -> int:
 def run_node(config: Config, doors: Sequence[Door]) -> int:
     """Run a node with its doors in this process until it is told to stop; returns the exit code."""
     configure(level=config.run.log_level, as_json=config.run.log == "json")
+    raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory(config.run.loop)) as runner:
         return runner.run(_live(config, doors))
+
+
+def raise_file_limit() -> None:
+    """Both ends of every tunnel connection live in this process: take all descriptors we are allowed."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):  # a lower limit only means fewer connections
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
