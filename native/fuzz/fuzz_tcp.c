@@ -16,6 +16,13 @@ static uint8_t next(struct bytes *b)
     return *b->p++;
 }
 
+/* -128 … 127, as sequence numbers count. */
+static uint32_t next_step(struct bytes *b)
+{
+    uint32_t v = next(b);
+    return v < 128 ? v : v - 256;
+}
+
 static uint32_t next32(struct bytes *b)
 {
     uint32_t v = next(b);
@@ -45,11 +52,11 @@ static uint32_t number(struct bytes *b, uint32_t base, uint32_t other)
     case 2:
         return base;
     case 3:
-        return base + (uint32_t)(int8_t)next(b);
+        return base + next_step(b);
     case 4:
         return base + (uint32_t)next(b) * 37;
     case 5:
-        return other + (uint32_t)(int8_t)next(b);
+        return other + next_step(b);
     case 6:
         return base - (uint32_t)next(b) * 301;
     default:
@@ -71,7 +78,7 @@ static void one_segment(struct rig *r, struct bytes *b, struct rig_flow *f)
     g.len = (how & 3) == 0 ? 0 : (how & 3) == 1 ? next(b) : (how & 3) == 2 ? 1100 : 1U + next(b) % 4;
     g.wnd = (how & 4) != 0 ? 65535 : (uint16_t)(next(b) << (how >> 5));
     g.has_ts = (how & 8) != 0 || (c != NULL && c->ts.on && (how & 16) == 0);
-    g.tsval = f->tsval + (uint32_t)((how & 8) != 0 ? (int8_t)next(b) : 0);
+    g.tsval = f->tsval + ((how & 8) != 0 ? next_step(b) : 0);
     g.tsecr = c != NULL ? mn_conn_ts_now(r->s, c) - next(b) : 0;
     if ((g.flags & MN_TCP_SYN) != 0) {
         g.mss = (uint16_t)(next(b) * 8);
@@ -102,6 +109,7 @@ static void act(struct rig *r, struct bytes *b, struct rig_flow *f)
         rig_advance(r, (uint64_t)next(b) * MN_MS);
         break;
     case 1:
+        r->no_buffer = false; /* or it would be a minute of retries every millisecond */
         mn_stack_flush(r->s, r->now);
         rig_advance(r, (uint64_t)next(b) * MN_SECOND);
         break;
