@@ -76,7 +76,9 @@ static void one_segment(struct rig *r, struct bytes *b, struct rig_flow *f)
     g.seq = number(b, rcv, edge);
     g.ack = number(b, nxt, una);
     g.len = (how & 3) == 0 ? 0 : (how & 3) == 1 ? next(b) : (how & 3) == 2 ? 1100 : 1U + next(b) % 4;
-    g.wnd = (how & 4) != 0 ? 65535 : (uint16_t)(next(b) << (how >> 5));
+    g.wnd = 65535;
+    if ((how & 4) == 0)
+        g.wnd = (uint16_t)(next(b) << (how >> 5));
     g.has_ts = (how & 8) != 0 || (c != NULL && c->ts.on && (how & 16) == 0);
     g.tsval = f->tsval + ((how & 8) != 0 ? next_step(b) : 0);
     g.tsecr = c != NULL ? mn_conn_ts_now(r->s, c) - next(b) : 0;
