@@ -1,5 +1,7 @@
 /* How fast the stack alone moves bytes: two of them in memory on one core, no cryptography, no system calls.
- *     make -C native/tests bench   (or: ./build/plain/bench_stack [GiB]) */
+ *     gcc -std=c11 -D_GNU_SOURCE -O3 -Inative native/tests/bench_stack.c native/{ip,tcp,filter}/?*.c -lcrypto -o
+ * /tmp/bench_stack /tmp/bench_stack [GiB]
+ */
 #include <time.h>
 
 #include "../tcp/stack.h"
