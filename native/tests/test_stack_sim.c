@@ -85,6 +85,8 @@ static void check_ends(const struct world *w)
     for (int i = 0; i < 2; i++) {
         for (int k = 0; k < w->side[i].end_count; k++) {
             const struct world_end *e = &w->side[i].ends[k];
+            if (e->is_failed && e->err == ETIMEDOUT && w->loss > 0.1)
+                continue; /* seven SYNs in a row can be unlucky */
             CHECK(e->is_connected);
             /* The last ACK of all may be lost for longer than TIME-WAIT lasts: then everything had arrived. */
             if (e->err != 0 && w->loss >= 0.05) {
