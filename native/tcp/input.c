@@ -135,13 +135,18 @@ static void take_window(struct mn_conn *c, const struct mn_segment *g)
 }
 
 /* Timestamps tell retransmissions apart (RFC 7323 4), at the price of a millisecond's grain. But an ACK that was lost
- * and sent again echoes an old stamp: if the last retransmission can have caused it, it is measured from there. */
+ * and sent again echoes an old stamp: if the last retransmission can have caused it, it is measured from there, and
+ * otherwise one such sample is not worth more than a doubled timeout. */
 static uint64_t sample_stamp(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
-    uint64_t ms = mn_conn_ts_now(s, c) - g->tsecr, since = s->now - c->rtt.resent_at;
+    uint64_t ms = mn_conn_ts_now(s, c) - g->tsecr, since = s->now - c->rtt.resent_at + 1;
+    if (ms == 0)
+        return since < MN_MS ? since : MN_MS;
     if (c->rtt.min_ns != 0 && since >= c->rtt.min_ns / 4 * 3 && since <= ms * MN_MS)
         return since;
-    return ms < 120000 ? ms * MN_MS : 0;
+    if (ms >= 120000)
+        return 0;
+    return ms * MN_MS < 2 * c->rtt.rto_ns ? ms * MN_MS : 2 * c->rtt.rto_ns;
 }
 
 /* A round-trip sample that came with this ACK; 0: none. */

@@ -56,7 +56,7 @@ struct world_side {
 /* The promise of one direction of a flow, as read from the wire. */
 struct world_edge {
     uint16_t sport, dport;
-    bool is_used, has_edge;
+    bool v6, is_used, has_edge;
     uint8_t shift;
     uint32_t edge;
 };
@@ -131,16 +131,16 @@ static inline struct world_packet *world_pop(struct world *w)
     return top;
 }
 
-static inline void world_watch_edge(struct world *w, int from, const struct mn_segment *g)
+static inline void world_watch_edge(struct world *w, int from, bool v6, const struct mn_segment *g)
 {
     struct world_edge *e = NULL;
     for (int i = 0; i < 4 * WORLD_CONNS; i++) {
         e = &w->edges[from][i];
-        if (!e->is_used || (e->sport == g->sport && e->dport == g->dport))
+        if (!e->is_used || (e->v6 == v6 && e->sport == g->sport && e->dport == g->dport))
             break;
     }
     if (!e->is_used || (g->flags & MN_TCP_SYN) != 0)
-        *e = (struct world_edge){.is_used = true, .sport = g->sport, .dport = g->dport};
+        *e = (struct world_edge){.is_used = true, .v6 = v6, .sport = g->sport, .dport = g->dport};
     if ((g->flags & MN_TCP_SYN) != 0)
         e->shift = g->wscale < 0 ? 0 : (uint8_t)g->wscale;
     if ((g->flags & MN_TCP_ACK) == 0 || (g->flags & MN_TCP_RST) != 0)
@@ -165,7 +165,7 @@ static inline void world_watch(struct world *w, int from, const uint8_t *data, s
     if (p.proto != MN_PROTO_TCP)
         return;
     CHECK_INT(mn_segment_parse(&g, &p), 0);
-    world_watch_edge(w, from, &g);
+    world_watch_edge(w, from, p.version == 6, &g);
     if (getenv("TRACE") != NULL)
         fprintf(stderr, "%12.6f %d %5u>%5u %c%c%c%c%c seq %u ack %u wnd %u len %u\n", (double)w->now / 1e9, from,
                 g.sport, g.dport, (g.flags & 2) != 0 ? 'S' : '.', (g.flags & 1) != 0 ? 'F' : '.',
