@@ -88,13 +88,13 @@ static void check_ends(const struct world *w)
             if (e->is_failed && e->err == ETIMEDOUT && w->loss > 0.1)
                 continue; /* seven SYNs in a row can be unlucky */
             CHECK(e->is_connected);
-            /* The last ACK of all may be lost for longer than TIME-WAIT lasts: then everything had arrived. */
+            /* Keepalives and last ACKs may all be lost on such a link; what was said must have arrived. */
             if (e->err != 0 && w->loss >= 0.05) {
                 const struct world_end *t = twin_of(w, e);
                 CHECK(t->fin_seen && t->read == e->written);
-            } else {
-                CHECK_INT(e->err, 0);
+                continue;
             }
+            CHECK_INT(e->err, 0);
             CHECK(e->fin_seen);
             CHECK_INT(e->written, e->to_write);
         }
