@@ -10,7 +10,7 @@ NAMES = sorted(path.stem for path in CORPORA.parent.glob("*.py") if path.stem no
 
 
 def test_every_target_keeps_a_corpus() -> None:
-    assert NAMES == sorted(folder.name for folder in CORPORA.iterdir() if folder.is_dir())
+    assert sorted(folder.name for folder in CORPORA.iterdir() if folder.is_dir()) == NAMES
 
 
 @pytest.mark.parametrize("name", NAMES)
