@@ -14,7 +14,8 @@
 #include "internal.h"
 #include "tell.h"
 
-enum { READY_MAX = 64, SPIN_NS = 20000, STACK_BYTES = 512 << 10, WAIT_MAX_MS = 60000 };
+enum { READY_MAX = 64, SPIN_NS = 20000, STACK_BYTES = 512 << 10 };
+#define WAIT_MAX_NS (60 * MN_NS_PER_S)
 
 uint64_t mn_clock_ns(void)
 {
@@ -124,6 +125,7 @@ struct mn_engine *mn_engine_create(const struct mn_engine_config *config, int *e
     e->events.fd = e->commands.fd = e->epoll_fd = e->socks.fd[0] = e->socks.fd[1] = -1;
     e->now_ns = e->worked_at = mn_clock_ns();
     e->gap_ns = MN_NS_PER_S;
+    mn_sleep_init(&e->sleep);
     e->mtu = config->mtu != 0 ? config->mtu : 1280;
     make_calls(&e->calls);
     *err = make(e, config);
@@ -206,28 +208,30 @@ static bool should_spin(const struct mn_engine *e, uint64_t now_ns)
     return e->gap_ns < SPIN_NS && now_ns - e->worked_at < SPIN_NS;
 }
 
-/* How long to wait: 0 when there is something to do, never past the next deadline (rounded up). */
-static int wait_for(struct mn_engine *e, int wait_ms)
+/* How long to wait: 0 when there is something to do, never past the next deadline. */
+static uint64_t wait_for(struct mn_engine *e, int wait_ms)
 {
     uint64_t deadline = next_deadline(e), now = mn_clock_ns();
     if (wait_ms == 0 || e->flows.queue_count > 0 || deadline <= now || should_spin(e, now))
         return 0;
-    uint64_t ms = (deadline - now + MN_NS_PER_MS - 1) / MN_NS_PER_MS;
-    int until = ms < WAIT_MAX_MS ? (int)ms : WAIT_MAX_MS;
-    return wait_ms > 0 && wait_ms < until ? wait_ms : until;
+    uint64_t until = deadline - now < WAIT_MAX_NS ? deadline - now : WAIT_MAX_NS;
+    if (wait_ms < 0)
+        return until;
+    uint64_t most = (uint64_t)(unsigned)wait_ms * MN_NS_PER_MS;
+    return most < until ? most : until;
 }
 
 static int wait_ready(struct mn_engine *e, struct epoll_event ready[READY_MAX], int wait_ms)
 {
-    int timeout = wait_for(e, wait_ms);
-    if (timeout > 0) {
+    uint64_t limit = wait_for(e, wait_ms);
+    if (limit > 0) {
         if (mn_commands_sleep(&e->commands))
             e->stats.sleeps++;
         else
-            timeout = 0;
+            limit = 0;
     }
-    int n = epoll_wait(e->epoll_fd, ready, READY_MAX, timeout);
-    if (timeout > 0)
+    int n = mn_sleep(&e->sleep, e->epoll_fd, ready, READY_MAX, limit);
+    if (limit > 0)
         mn_commands_awake(&e->commands);
     return n;
 }
@@ -302,6 +306,7 @@ static void wind_up(struct mn_engine *e)
 static void *run(void *arg)
 {
     struct mn_engine *e = arg;
+    mn_sleep_exactly();
     while (!atomic_load_explicit(&e->wants_stop, memory_order_acquire))
         mn_engine_turn(e, -1);
     wind_up(e);

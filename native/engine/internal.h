@@ -10,6 +10,7 @@
 #include "bridges.h"
 #include "engine.h"
 #include "requests.h"
+#include "sleep.h"
 #include "tunnel.h"
 
 #define MN_NS_PER_MS 1000000ull
@@ -60,6 +61,7 @@ struct mn_engine {
     struct mn_bridges flows;
     struct mn_requests requests;
     struct mn_calls calls;
+    struct mn_sleep sleep;
     struct mn_engine_stats stats;
     uint64_t now_ns;
     uint64_t worked_at, gap_ns; /* when a turn last did something; mean pause between such turns */
