@@ -271,3 +271,23 @@ size_t mn_packet_write_header(uint8_t *out, const struct mn_ip *src, const struc
     memcpy(out + 24, dst->b, 16);
     return MN_IP6_HEADER;
 }
+
+uint8_t mn_packet_ecn(const uint8_t *ip)
+{
+    return ip[0] >> 4 == 4 ? ip[1] & 3 : ip[1] >> 4 & 3;
+}
+
+void mn_packet_set_ecn(uint8_t *ip, uint8_t ecn)
+{
+    if (ip[0] >> 4 != 4) {
+        ip[1] = (uint8_t)((ip[1] & 0xcf) | (ecn & 3) << 4);
+        return;
+    }
+    uint8_t before = ip[1], after = (uint8_t)((before & 0xfc) | (ecn & 3));
+    ip[1] = after;
+    /* RFC 1624: the sum changes by as much as its word did. */
+    uint32_t sum = (uint16_t)~mn_load16(ip + 10) + (uint32_t)(uint16_t)~before + after;
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    mn_store16(ip + 10, ~sum & 0xffff);
+}

@@ -60,6 +60,10 @@ static inline size_t mn_packet_header_len(const struct mn_ip *a)
     return mn_ip_is4(a) ? MN_IP4_HEADER : MN_IP6_HEADER;
 }
 
+/* The two ECN bits of a header of either family: read, and set with the checksum kept right. */
+uint8_t mn_packet_ecn(const uint8_t *ip);
+void mn_packet_set_ecn(uint8_t *ip, uint8_t ecn);
+
 /* Checksums: partial sums are kept in the order of memory and folded late. Only the last piece may be odd. */
 uint64_t mn_csum_add(uint64_t sum, const uint8_t *p, size_t n);
 uint64_t mn_csum_copy(uint64_t sum, uint8_t *restrict dst, const uint8_t *restrict src, size_t n);

@@ -388,7 +388,6 @@ uint32_t mn_receive_window(const struct mn_conn *c,
 
 /* input.c */
 void mn_tcp_arrive(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
-bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
 void mn_tcp_note_stamp(struct mn_stack *s, struct mn_conn *c, uint32_t seq, uint32_t tsval, uint32_t tsecr);
 void mn_tcp_peer_finished(struct mn_stack *s, struct mn_conn *c); /* its FIN is in order */
 void mn_tcp_input(struct mn_stack *s, uint32_t peer, const struct mn_packet *p);
@@ -404,9 +403,18 @@ void mn_run_forget(struct mn_stack *s, struct mn_conn *c);
 void mn_tcp_output(struct mn_stack *s, struct mn_conn *c);
 void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c);
 void mn_tcp_send_reset(struct mn_stack *s, struct mn_conn *c);
-bool mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq);
+/* A segment without text; 0 or -errno. */
+int mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq);
+/* No packet buffer just now (err -ENOBUFS): serve c again soon. */
+void mn_tcp_wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err);
 int mn_tcp_emit(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g);
 void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c);
+
+/* acked.c */
+bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
+
+/* ack.c */
+void mn_ack_send(struct mn_stack *s, struct mn_conn *c, bool with_data);
 
 /* listen.c */
 void mn_listen_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t, const struct mn_segment *g,

@@ -50,7 +50,16 @@ void mn_loss_on_ack(struct mn_conn *c, uint32_t bytes, uint64_t rtt_ns, uint64_t
         l->recover = l->rtx_at = l->rtx_end = c->snd.una;
     }
     struct mn_cc_ack ack = {
-        .bytes = bytes, .rtt_ns = rtt_ns, .now_ns = now_ns, .is_limited = c->snd.is_limited || l->in_timeout};
+        .bytes = bytes,
+        .flight = mn_loss_flight(c) + bytes,
+        .una = c->snd.una,
+        .nxt = c->snd.nxt,
+        .rtt_ns = rtt_ns,
+        .min_rtt_ns = c->rtt.min_ns,
+        .srtt_ns = c->rtt.srtt_ns,
+        .now_ns = now_ns,
+        .is_limited = c->snd.is_limited || l->in_timeout,
+    };
     c->cc.ops->on_ack(&c->cc, &ack);
 }
 

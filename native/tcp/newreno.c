@@ -32,9 +32,16 @@ static void on_ack(struct mn_cc *cc, const struct mn_cc_ack *ack)
     }
 }
 
+static void remember(struct mn_cc *cc)
+{
+    cc->before_cwnd = cc->cwnd;
+    cc->before_ssthresh = cc->ssthresh;
+}
+
 static void on_loss(struct mn_cc *cc, uint32_t flight, uint64_t now_ns)
 {
     (void)now_ns;
+    remember(cc);
     cc->ssthresh = half_of(cc, flight);
     cc->cwnd = cc->ssthresh;
     cc->own[0] = 0;
@@ -49,14 +56,34 @@ static void on_recovered(struct mn_cc *cc, uint64_t now_ns)
 static void on_timeout(struct mn_cc *cc, uint32_t flight, bool is_first, uint64_t now_ns)
 {
     (void)now_ns;
-    if (is_first)
+    if (is_first) {
+        remember(cc);
         cc->ssthresh = half_of(cc, flight);
+    }
     cc->cwnd = cc->mss;
     cc->own[0] = 0;
 }
 
-static void on_idle(struct mn_cc *cc, uint64_t now_ns)
+static void undo(struct mn_cc *cc, uint64_t now_ns)
 {
+    (void)now_ns;
+    if (cc->before_cwnd == 0)
+        return;
+    cc->cwnd = cc->cwnd > cc->before_cwnd ? cc->cwnd : cc->before_cwnd;
+    cc->ssthresh = cc->before_ssthresh;
+    cc->before_cwnd = 0;
+}
+
+static uint64_t pacing_rate(const struct mn_cc *cc, uint64_t srtt_ns)
+{
+    (void)cc;
+    (void)srtt_ns;
+    return 0;
+}
+
+static void on_idle(struct mn_cc *cc, uint64_t idle_ns, uint64_t now_ns)
+{
+    (void)idle_ns;
     (void)now_ns;
     uint32_t restart = MN_CC_INITIAL_SEGMENTS * cc->mss;
     if (cc->cwnd > restart)
@@ -68,7 +95,10 @@ const struct mn_cc_ops mn_cc_newreno = {
     .start = start,
     .on_ack = on_ack,
     .on_loss = on_loss,
+    .on_mark = on_loss,
     .on_recovered = on_recovered,
     .on_timeout = on_timeout,
     .on_idle = on_idle,
+    .undo = undo,
+    .pacing_rate = pacing_rate,
 };

@@ -143,7 +143,7 @@ void mn_tcp_send_reset(struct mn_stack *s, struct mn_conn *c)
 }
 
 /* No packet buffer just now: come back soon. Anything else is a lost packet, for the timers to find. */
-static void wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err)
+void mn_tcp_wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err)
 {
     if (err != -ENOBUFS || c->is_blocked)
         return;
@@ -153,12 +153,11 @@ static void wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err)
     s->retry_at = s->now + MN_RETRY_NS;
 }
 
-bool mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq)
+int mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq)
 {
     struct mn_cut k;
     prepare_cut(s, c, &k);
-    int err = cut_segment(s, c, &k, seq, 0, MN_TCP_ACK);
-    return err == 0;
+    return cut_segment(s, c, &k, seq, 0, MN_TCP_ACK);
 }
 
 /* ---- the stream ---- */
@@ -185,7 +184,7 @@ static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, u
     }
     b->err = cut_segment(s, c, &b->cut, seq, n, flags);
     if (b->err != 0) {
-        wait_for_buffer(s, c, b->err);
+        mn_tcp_wait_for_buffer(s, c, b->err);
         return false;
     }
     b->sent++;
@@ -277,7 +276,7 @@ static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
     struct mn_send *d = &c->snd;
     uint32_t n;
     if (d->una == d->nxt && d->sent_at != 0 && s->now - d->sent_at > c->rtt.rto_ns)
-        c->cc.ops->on_idle(&c->cc, s->now);
+        c->cc.ops->on_idle(&c->cc, s->now - d->sent_at, s->now);
     while (b->left > 0 && (n = next_piece(c)) > 0) {
         if (!send_piece(s, c, b, d->nxt, n))
             return;
@@ -286,70 +285,6 @@ static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
     /* A FIN alone fits into any window: if it does not, its retransmissions are the probes. */
     if (b->left > 0 && d->fin_queued && !d->fin_sent && d->nxt == d->end && send_piece(s, c, b, d->nxt, 0))
         note_sent(s, c, 0);
-}
-
-/* ---- acknowledgements ---- */
-
-static bool ack_is_due(struct mn_stack *s, struct mn_conn *c)
-{
-    struct mn_acking *a = &c->ack;
-    if (a->now)
-        return true;
-    if (a->pending == 0)
-        return false;
-    if (c->rcv.largest > 0 && a->pending >= 2 * c->rcv.largest)
-        return true;
-    if (a->last_was_full && a->quick == 0) {
-        if (c->due[MN_T_ACK] == MN_DEADLINE_NONE)
-            mn_conn_set_timer(s, c, MN_T_ACK, s->now + MN_ACK_BULK);
-        return false;
-    }
-    if (!a->last_was_full && a->is_conversation) {
-        if (c->due[MN_T_ACK] == MN_DEADLINE_NONE)
-            mn_conn_set_timer(s, c, MN_T_ACK, s->now + MN_ACK_REPLY);
-        return false;
-    }
-    return true;
-}
-
-/* An ACK left, alone or on data. */
-static void ack_is_sent(struct mn_stack *s, struct mn_conn *c, bool with_data)
-{
-    struct mn_acking *a = &c->ack;
-    if (with_data && a->pending > 0 && !a->is_conversation && ++a->answered >= a->patience) {
-        a->is_conversation = true;
-        a->answered = 0;
-    }
-    if (a->quick > 0 && a->pending > 0)
-        a->quick--;
-    a->pending = 0;
-    a->now = false;
-    if (c->due[MN_T_ACK] != MN_DEADLINE_NONE)
-        mn_conn_stop_timer(s, c, MN_T_ACK);
-}
-
-static void send_acks(struct mn_stack *s, struct mn_conn *c, struct burst *b)
-{
-    struct mn_acking *a = &c->ack;
-    if (b->sent > 0)
-        ack_is_sent(s, c, true);
-    else if (a->duplicates == 0 && ack_is_due(s, c))
-        a->duplicates = 1;
-    /* One per early segment: without SACK the peer counts them. */
-    while (a->duplicates > 0) {
-        if (!b->is_ready)
-            prepare_cut(s, c, &b->cut);
-        b->is_ready = true;
-        int err = cut_segment(s, c, &b->cut, c->snd.nxt, 0, MN_TCP_ACK);
-        if (err != 0) {
-            a->now = true;
-            a->duplicates = 0;
-            wait_for_buffer(s, c, err);
-            return;
-        }
-        a->duplicates--;
-        ack_is_sent(s, c, false);
-    }
 }
 
 /* ---- timers that follow from what is out ---- */
@@ -382,7 +317,7 @@ void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
     c->snd.is_limited = false;
     if (resend_lost(s, c, &b))
         send_new(s, c, &b);
-    send_acks(s, c, &b);
+    mn_ack_send(s, c, b.sent > 0);
     arm_timers(s, c);
     if (b.left == 0)
         mn_conn_mark(s, c); /* more to send, after the others had their turn */

@@ -6,6 +6,8 @@ enum {
     OPTION_NOP = 1,
     OPTION_MSS = 2,
     OPTION_WSCALE = 3,
+    OPTION_MAY_SACK = 4,
+    OPTION_SACK = 5,
     OPTION_TS = 8,
 };
 
@@ -26,6 +28,16 @@ static void take_option(struct mn_segment *g, uint8_t kind, const uint8_t *body,
             g->tsval = mn_load32(body);
             g->tsecr = mn_load32(body + 4);
         }
+        break;
+    case OPTION_MAY_SACK:
+        g->may_sack = n == 0 && (g->flags & MN_TCP_SYN) != 0;
+        break;
+    case OPTION_SACK:
+        if (n % 8 != 0 || (g->flags & MN_TCP_SYN) != 0)
+            break;
+        g->sack_count = (uint8_t)(n / 8 < MN_TCP_SACK_MAX ? n / 8 : MN_TCP_SACK_MAX);
+        for (uint8_t i = 0; i < g->sack_count; i++)
+            g->sack[i] = (struct mn_block){mn_load32(body + 8 * i), mn_load32(body + 8 * i + 4)};
         break;
     default:
         break;
@@ -69,8 +81,10 @@ int mn_segment_parse(struct mn_segment *g, const struct mn_packet *p)
     g->len = (uint32_t)(p->l4_len - header);
     g->mss = 0;
     g->wscale = -1;
-    g->has_ts = false;
+    g->has_ts = g->may_sack = false;
     g->tsval = g->tsecr = 0;
+    g->sack_count = 0;
+    g->ecn = p->tos & 3;
     /* The layout that nearly every segment has. */
     if (header == MN_TCP_HEADER + MN_TCP_TS_OPTION && mn_load32(d + 20) == 0x0101080a) {
         g->has_ts = true;
@@ -91,6 +105,10 @@ static size_t write_options(uint8_t *o, const struct mn_segment *g)
         mn_store16(o + n + 2, g->mss);
         n += 4;
     }
+    if (g->may_sack) {
+        mn_store32(o + n, 0x01010402);
+        n += 4;
+    }
     if (g->has_ts) {
         mn_store32(o + n, 0x0101080a);
         mn_store32(o + n + 4, g->tsval);
@@ -104,6 +122,14 @@ static size_t write_options(uint8_t *o, const struct mn_segment *g)
         o[n + 3] = (uint8_t)g->wscale;
         n += 4;
     }
+    if (g->sack_count > 0) {
+        mn_store32(o + n, 0x01010500U + 2U + 8U * g->sack_count);
+        n += 4;
+        for (uint8_t i = 0; i < g->sack_count; i++, n += 8) {
+            mn_store32(o + n, g->sack[i].first);
+            mn_store32(o + n + 4, g->sack[i].end);
+        }
+    }
     return n;
 }
 
@@ -112,6 +138,8 @@ size_t mn_segment_write(uint8_t *out, const struct mn_ep *from, const struct mn_
     uint8_t options[MN_TCP_MAX_HEADER - MN_TCP_HEADER];
     size_t n = write_options(options, g), size = MN_TCP_HEADER + n;
     size_t ip = mn_packet_write_header(out, &from->ip, &to->ip, MN_PROTO_TCP, size);
+    if (g->ecn != MN_ECN_NONE)
+        mn_packet_set_ecn(out, g->ecn);
     uint8_t *d = out + ip;
     mn_store16(d, from->port);
     mn_store16(d + 2, to->port);

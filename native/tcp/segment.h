@@ -10,6 +10,17 @@ enum {
     MN_TCP_RST = 4,
     MN_TCP_PSH = 8,
     MN_TCP_ACK = 16,
+    MN_TCP_URG = 32,
+    MN_TCP_ECE = 64,
+    MN_TCP_CWR = 128,
+};
+
+/* The two ECN bits of the IP header (RFC 3168 5). */
+enum mn_ecn {
+    MN_ECN_NONE = 0,
+    MN_ECN_ECT1 = 1,
+    MN_ECN_ECT0 = 2,
+    MN_ECN_CE = 3,
 };
 
 enum {
@@ -17,6 +28,12 @@ enum {
     MN_TCP_TS_OPTION = 12, /* two NOPs in front */
     MN_TCP_MAX_HEADER = 60,
     MN_TCP_MAX_SHIFT = 14,
+    MN_TCP_SACK_MAX = 4, /* blocks one header can hold; beside a timestamp three */
+};
+
+/* Bytes [first, end) as an option names them. */
+struct mn_block {
+    uint32_t first, end;
 };
 
 struct mn_segment {
@@ -30,6 +47,10 @@ struct mn_segment {
     int8_t wscale; /* -1: absent */
     bool has_ts;
     uint32_t tsval, tsecr;
+    bool may_sack;      /* SACK-permitted, on a SYN (RFC 2018) */
+    uint8_t ecn;        /* enum mn_ecn of the packet's IP header */
+    uint8_t sack_count; /* as received: order and bounds are not checked */
+    struct mn_block sack[MN_TCP_SACK_MAX];
 };
 
 /* Sequence numbers compare within half the space (RFC 9293 3.4). */
