@@ -396,15 +396,15 @@ static int take_prefix(struct mn_prefix *out, PyObject *item)
 
 static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"key", "prefixes", "psk", "keepalive_s", NULL};
+    static char *names[] = {"key", "prefixes", "psk", "keepalive_s", "roams", NULL};
     struct mn_engine *e = engine_of(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_UPSERT_PEER};
     const char *key, *psk = "";
     Py_ssize_t key_len, psk_len = 0;
-    int keepalive_s = 0;
+    int keepalive_s = 0, roams = 0;
     PyObject *list;
-    if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "y#O|y#i:upsert_peer", names, &key, &key_len, &list,
-                                                  &psk, &psk_len, &keepalive_s))
+    if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "y#O|y#ip:upsert_peer", names, &key, &key_len, &list,
+                                                  &psk, &psk_len, &keepalive_s, &roams))
         return NULL;
     if (take_key(cmd.key, key, key_len) != 0)
         return NULL;
@@ -416,6 +416,7 @@ static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kw
     if (n < 0)
         return NULL;
     cmd.number = (uint32_t)keepalive_s;
+    cmd.mode = roams != 0;
     cmd.len = KEY_LEN + (size_t)n * sizeof(struct mn_prefix);
     cmd.blob = calloc(1, cmd.len);
     if (cmd.blob == NULL)

@@ -160,11 +160,23 @@ class Engine:
         """Our tailnet addresses, all of them."""
         self._native.set_addresses([a.packed for a in addresses])
 
-    def upsert_peer(self, key: NodePublic, prefixes: Iterable[Prefix], psk: bytes = b"", keepalive_s: int = 0) -> None:
-        """Add a peer or replace what is known of it; its prefixes are exactly these."""
+    def upsert_peer(
+        self,
+        key: NodePublic,
+        prefixes: Iterable[Prefix],
+        psk: bytes = b"",
+        keepalive_s: int = 0,
+        roams: bool = False,
+    ) -> None:
+        """Add a peer or replace what is known of it; its prefixes are exactly these.
+
+        psk: 32 bytes, or none. keepalive_s: seconds of silence after which a keepalive leaves; 0: never.
+        roams: plain WireGuard: the peer is wherever its last authentic packet came from; `set_path` says
+        where it is before that, and moves it. ValueError: psk or keepalive_s out of range.
+        """
         self._keys[key.raw] = key
         wanted = [(p.network_address.packed, p.prefixlen) for p in prefixes]
-        self._native.upsert_peer(key.raw, wanted, psk, keepalive_s)
+        self._native.upsert_peer(key.raw, wanted, psk, keepalive_s, roams)
 
     def remove_peer(self, key: NodePublic) -> None:
         """Forget a peer; its connections end with ECONNABORTED."""

@@ -16,7 +16,7 @@
 enum mn_command_kind {
     MN_CMD_SET_PRIVATE_KEY = 1,
     MN_CMD_SET_ADDRESSES, /* blob: struct mn_ip[] */
-    MN_CMD_UPSERT_PEER,   /* blob: 32 bytes preshared key, then struct mn_prefix[] */
+    MN_CMD_UPSERT_PEER,   /* blob: 32 bytes preshared key, then struct mn_prefix[]; mode: whether it roams */
     MN_CMD_REMOVE_PEER,
     MN_CMD_SET_PATH,
     MN_CMD_SET_FILTER, /* blob */

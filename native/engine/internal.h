@@ -30,6 +30,7 @@
     X(rx_disco)                                                                                                        \
     X(rx_stun)                                                                                                         \
     X(rx_no_peer)                                                                                                      \
+    X(rx_roamed)                                                                                                       \
     X(tx_no_path)                                                                                                      \
     X(tx_relay)                                                                                                        \
     X(tx_deferred_lost)                                                                                                \

@@ -176,7 +176,7 @@ static int run_upsert_peer(struct mn_engine *e, const struct mn_command *cmd)
     int err = mn_tunnel_add_peer(e, cmd->key, &peer);
     if (err < 0)
         return err;
-    if (mn_wg_peer_set_psk(e->wg, peer, cmd->blob) < 0)
+    if (mn_wg_peer_set_psk(e->wg, peer, cmd->blob) < 0 || mn_wg_peer_set_roaming(e->wg, peer, cmd->mode != 0) < 0)
         err = -EINVAL;
     (void)mn_wg_disallow_all(e->wg, peer);
     for (size_t at = PSK_LEN; at + sizeof(struct mn_prefix) <= cmd->len; at += sizeof(struct mn_prefix)) {
@@ -208,6 +208,7 @@ static int run_set_private_key(struct mn_engine *e, const struct mn_command *cmd
 {
     int err = mn_wg_set_private_key(e->wg, cmd->key, e->now_ns);
     mn_wg_public_key(e->wg, e->tunnel.own_key);
+    mn_tunnel_drop_unknown(e);
     return err < 0 ? -EINVAL : 0;
 }
 

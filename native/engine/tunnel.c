@@ -194,6 +194,17 @@ static void on_heard(void *ctx, uint32_t peer, const struct mn_path *from)
         mn_tell_peer_recv(e, p, from, MN_WHAT_HANDSHAKE);
 }
 
+/* Plain WireGuard: whoever proves to be the peer is where the peer is. */
+static void on_roamed(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct mn_peer *p = peer_of(ctx, peer);
+    if (p == NULL || from->region != 0 || (goes_direct(p) && mn_ep_equal(&p->direct, &from->ep)))
+        return;
+    p->direct = from->ep;
+    p->mode |= MN_MODE_DIRECT;
+    ((struct mn_engine *)ctx)->stats.rx_roamed++;
+}
+
 static uint64_t wall_ns(void *ctx)
 {
     struct timespec ts;
@@ -209,6 +220,7 @@ void mn_tunnel_set_wg_ops(struct mn_wg_ops *ops)
     ops->send = on_send;
     ops->event = on_event;
     ops->heard = on_heard;
+    ops->roamed = on_roamed;
 }
 
 /* ---- outbound: from the stack ---- */
@@ -400,6 +412,18 @@ void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer)
     (void)mn_wg_peer_remove(e->wg, peer);
     if (p != NULL)
         p->is_used = false;
+}
+
+void mn_tunnel_drop_unknown(struct mn_engine *e)
+{
+    for (uint32_t peer = 0; peer < e->tunnel.cap; peer++) {
+        struct mn_peer *p = &e->tunnel.peers[peer];
+        uint32_t found = MN_PEER_NONE;
+        if (!p->is_used || (mn_wg_peer_find(e->wg, p->key, &found) == 0 && found == peer))
+            continue;
+        mn_stack_peer_gone(e->stack, peer, e->now_ns);
+        p->is_used = false;
+    }
 }
 
 void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_command *cmd)

@@ -87,6 +87,8 @@ void mn_tunnel_inject(struct mn_engine *e, uint16_t region, const uint8_t sender
 
 int mn_tunnel_add_peer(struct mn_engine *e, const uint8_t key[32], uint32_t *peer);
 void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer);
+/* Drop the peers that the device no longer has: one whose key became our own. */
+void mn_tunnel_drop_unknown(struct mn_engine *e);
 void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_command *cmd);
 /* The key of a peer slot; our own for packets that never left this node. */
 const uint8_t *mn_tunnel_key(const struct mn_engine *e, uint32_t peer);

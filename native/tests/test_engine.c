@@ -86,6 +86,18 @@ static struct mn_command open_filter(void)
     return with_blob(MN_CMD_SET_FILTER, blob, (size_t)(p + 8 - blob));
 }
 
+/* What `side` knows of the other: everything of its address, and whether it roams. */
+static void upsert(int side, bool roams)
+{
+    uint8_t peer[32 + sizeof(struct mn_prefix)] = {0};
+    struct mn_prefix prefix = {.ip = address(1 - side), .bits = 128};
+    memcpy(peer + 32, &prefix, sizeof prefix);
+    struct mn_command cmd = with_blob(MN_CMD_UPSERT_PEER, peer, sizeof peer);
+    cmd.mode = roams;
+    key_of(1 - side, cmd.key);
+    push(side, cmd);
+}
+
 static void start(uint8_t mode)
 {
     n_seen = 0;
@@ -94,14 +106,9 @@ static void start(uint8_t mode)
     e[B] = make(16);
     for (int side = A; side <= B; side++) {
         struct mn_ip own = address(side);
-        uint8_t peer[32 + sizeof(struct mn_prefix)] = {0};
-        struct mn_prefix prefix = {.ip = address(1 - side), .bits = 128};
-        memcpy(peer + 32, &prefix, sizeof prefix);
         push(side, with_blob(MN_CMD_SET_ADDRESSES, &own, sizeof own));
         push(side, open_filter());
-        struct mn_command upsert = with_blob(MN_CMD_UPSERT_PEER, peer, sizeof peer);
-        key_of(1 - side, upsert.key);
-        push(side, upsert);
+        upsert(side, false);
         set_path(side, mode);
     }
 }
@@ -401,6 +408,42 @@ static void test_initiations_alternate(void)
     stop();
 }
 
+/* Plain WireGuard: who listens without knowing where its peer is answers it where it came from, also after a change. */
+static void test_roaming_peer_is_answered_where_it_is(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    upsert(B, true);
+    struct mn_command nowhere = {.kind = MN_CMD_SET_PATH, .mode = MN_MODE_NONE};
+    key_of(A, nowhere.key);
+    push(B, nowhere);
+    join(&client, &server);
+    pump(server, client, 1000);
+    struct mn_peer *p = &e[B]->tunnel.peers[0];
+    CHECK_INT(p->direct.port, e[A]->socks.port[MN_SOCK_V4]);
+    CHECK_INT(e[B]->stats.rx_roamed, 1);
+    p->direct.port = 9; /* as if the address had changed under us */
+    pump(client, server, 1000);
+    pump(server, client, 1000);
+    CHECK_INT(e[B]->stats.rx_roamed, 2);
+    CHECK_INT(find(B, MN_EV_RELAY_SEND) == NULL, 1);
+    stop();
+}
+
+/* A private key that makes a peer ourselves takes the peer away, and its connections. */
+static void test_a_peer_equal_to_us_is_gone(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    struct mn_command cmd = {.kind = MN_CMD_SET_PRIVATE_KEY, .key = {16, [31] = 64}};
+    push(A, cmd);
+    await_event(A, MN_EV_FLOW_ENDED);
+    CHECK(!e[A]->tunnel.peers[0].is_used);
+    CHECK_INT(e[A]->flows.count, 0);
+    stop();
+}
+
 static void test_hints_are_throttled(void)
 {
     int client, server;
@@ -547,6 +590,8 @@ int main(void)
     RUN(test_waiting_initiation_leaves_with_the_path);
     RUN(test_answer_returns_by_the_relay_even_without_a_path);
     RUN(test_initiations_alternate);
+    RUN(test_roaming_peer_is_answered_where_it_is);
+    RUN(test_a_peer_equal_to_us_is_gone);
     RUN(test_hints_are_throttled);
     RUN(test_ping);
     RUN(test_removed_peer);

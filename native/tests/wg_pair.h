@@ -32,6 +32,8 @@ struct node {
     enum mn_wg_event events[EVENTS];
     unsigned event_count, heard_count;
     struct mn_path heard_from;
+    unsigned roamed_count;
+    struct mn_path roamed_to;
 };
 
 static inline void node_random(void *ctx, uint8_t *p, size_t n)
@@ -74,6 +76,14 @@ static inline void node_heard(void *ctx, uint32_t peer, const struct mn_path *fr
     node->heard_from = *from;
 }
 
+static inline void node_roamed(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct node *node = ctx;
+    (void)peer;
+    node->roamed_count++;
+    node->roamed_to = *from;
+}
+
 static inline void node_start(struct node *n, uint64_t seed, uint64_t *now, const struct mn_wg_config *config)
 {
     memset(n, 0, sizeof *n);
@@ -84,7 +94,7 @@ static inline void node_start(struct node *n, uint64_t seed, uint64_t *now, cons
     EVP_PKEY *key = mn_x25519_load(n->priv);
     CHECK(mn_x25519_public(key, n->pub) == 0);
     EVP_PKEY_free(key);
-    struct mn_wg_ops ops = {n, node_random, node_wall, node_send, node_event, node_heard};
+    struct mn_wg_ops ops = {n, node_random, node_wall, node_send, node_event, node_heard, node_roamed};
     n->wg = mn_wg_create(&ops, config, n->priv, *now);
     CHECK(n->wg != NULL);
 }

@@ -151,7 +151,8 @@ static int deliver(struct mn_wg *wg, struct mn_wg_peer *p, uint8_t *text, size_t
     return (int)n;
 }
 
-int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, uint64_t now_ns, uint8_t **inner, uint32_t *peer)
+int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, const struct mn_path *from, uint64_t now_ns,
+                  uint8_t **inner, uint32_t *peer)
 {
     struct mn_index_slot *slot = mn_index_find(&wg->indices, mn_le32_get(msg + 4));
     if (slot == NULL || slot->kind != MN_INDEX_SESSION)
@@ -170,6 +171,7 @@ int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, uint64_t now_ns, u
     *peer = p->id;
     p->stats.rx_packets++;
     p->stats.rx_bytes += len;
+    mn_peer_came_from(wg, p, from);
     received(wg, p, s, now_ns);
     if (text == 0) {
         wg->stats.rx_keepalive++;

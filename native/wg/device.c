@@ -164,6 +164,15 @@ int mn_wg_peer_set_keepalive(struct mn_wg *wg, uint32_t peer, uint16_t interval_
     return 0;
 }
 
+int mn_wg_peer_set_roaming(struct mn_wg *wg, uint32_t peer, bool roams)
+{
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
+    if (p == NULL)
+        return MN_WG_E_PEER;
+    p->roams = roams;
+    return 0;
+}
+
 int mn_wg_peer_expire(struct mn_wg *wg, uint32_t peer)
 {
     struct mn_wg_peer *p = mn_peer_get(wg, peer);
@@ -232,7 +241,7 @@ int mn_wg_input(struct mn_wg *wg, uint8_t *buf, size_t len, const struct mn_path
     if (mn_arena_forked(&wg->arena))
         return mn_drop(wg, MN_WG_DROP_FORKED);
     if (buf[0] == MN_WG_DATA)
-        return mn_data_input(wg, buf, len, now_ns, inner, peer);
+        return mn_data_input(wg, buf, len, from, now_ns, inner, peer);
     return mn_load_input(wg, buf, len, from, now_ns, peer);
 }
 

@@ -76,6 +76,7 @@ struct mn_source_cache {
 struct mn_wg_peer {
     uint32_t id, hash_next;
     bool has_ss; /* false without our key, or with a public key of small order */
+    bool roams;
     uint8_t pub[32];
     struct mn_peer_secret *secret;
 
@@ -159,6 +160,13 @@ int mn_peer_stage(struct mn_wg *wg, struct mn_wg_peer *p, const uint8_t *inner, 
 struct mn_staged *mn_peer_unstage(struct mn_wg *wg, struct mn_wg_peer *p);                   /* the oldest, or NULL */
 void mn_peer_purge_staged(struct mn_wg *wg, struct mn_wg_peer *p);
 
+/* An authentic packet of p that moves its endpoint came by this path. */
+static inline void mn_peer_came_from(const struct mn_wg *wg, const struct mn_wg_peer *p, const struct mn_path *from)
+{
+    if (p->roams && wg->ops.roamed != NULL)
+        wg->ops.roamed(wg->ops.ctx, p->id, from);
+}
+
 /* handshake.c */
 void mn_handshake_request(struct mn_wg *wg, struct mn_wg_peer *p, bool is_retry, uint64_t now_ns);
 void mn_handshake_clear(struct mn_wg *wg, struct mn_wg_peer *p);
@@ -176,7 +184,8 @@ uint64_t mn_load_next(const struct mn_wg *wg);
 void mn_load_run(struct mn_wg *wg, uint64_t now_ns);
 
 /* data.c */
-int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, uint64_t now_ns, uint8_t **inner, uint32_t *peer);
+int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, const struct mn_path *from, uint64_t now_ns,
+                  uint8_t **inner, uint32_t *peer);
 void mn_data_send_keepalive(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
 void mn_data_send_staged(struct mn_wg *wg, struct mn_wg_peer *p, uint64_t now_ns);
 

@@ -227,6 +227,7 @@ static int consume_initiation(struct mn_wg *wg, const uint8_t *msg, struct mn_no
     p->stats.initiations_received++;
     p->stats.rx_bytes += MN_INITIATION_LEN;
     wg->stats.rx_initiation++;
+    mn_peer_came_from(wg, p, from);
     int err = respond(wg, p, r, from, now_ns);
     mn_timers_authentic_received(p);
     mn_timers_traversal(wg, p, now_ns);
@@ -278,6 +279,7 @@ int mn_handshake_consume_response(struct mn_wg *wg, const uint8_t *msg, const st
     mn_peer_free_dropped(wg, &dropped);
     p->stats.rx_bytes += MN_RESPONSE_LEN;
     wg->stats.rx_response++;
+    mn_peer_came_from(wg, p, from);
     wg->stats.sessions++;
     mn_timers_session_derived(wg, p, now_ns);
     mn_timers_handshake_complete(p, now_ns);

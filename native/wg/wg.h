@@ -4,8 +4,9 @@
  *
  * Rules of the joint
  * - One thread. Upcalls may call mn_wg_seal, mn_wg_kick, mn_wg_route and the reading functions; nothing else.
- * - The path of a peer is its owner's business: send with to == NULL means the peer's current path, and no packet that
- *   arrives ever moves it. Answers to a datagram (RESPONSE, COOKIE) name the path they must take.
+ * - The path of a peer is its owner's business: send with to == NULL means the peer's current path, and a packet that
+ *   arrives never moves it, unless the peer roams: then its owner is told of every path an authentic packet took and
+ *   shall use the latest. Answers to a datagram (RESPONSE, COOKIE) name the path they must take.
  * - A bad datagram is dropped, counted and never answered. The one exception is a handshake message with a valid mac1
  *   while under load, which earns a cookie reply.
  * - Nothing is allocated on the data path; handshakes allocate a session.
@@ -58,6 +59,9 @@ struct mn_wg_ops {
     /* An authentic handshake message of this peer came by this path. May be NULL. It is called from mn_wg_input or,
      * after a flood, from mn_wg_on_deadline. */
     void (*heard)(void *ctx, uint32_t peer, const struct mn_path *from);
+    /* Of peers that roam: an authentic initiation, response, keepalive or data packet took this path, whatever its
+     * content; called before anything leaves because of it. May be NULL. */
+    void (*roamed)(void *ctx, uint32_t peer, const struct mn_path *from);
 };
 
 /* 0 in a field: the default. */
@@ -129,6 +133,8 @@ int mn_wg_peer_remove(struct mn_wg *wg, uint32_t peer);
 int mn_wg_peer_set_psk(struct mn_wg *wg, uint32_t peer, const uint8_t psk[32]); /* all zero: none */
 /* 0: off. From 0 to some interval: one keepalive at once. */
 int mn_wg_peer_set_keepalive(struct mn_wg *wg, uint32_t peer, uint16_t interval_s, uint64_t now_ns);
+/* Plain WireGuard: the peer is wherever its last authentic packet came from. Off at first. */
+int mn_wg_peer_set_roaming(struct mn_wg *wg, uint32_t peer, bool roams);
 /* Send nothing more under the present keys (they still receive) and forget the handshake under way. */
 int mn_wg_peer_expire(struct mn_wg *wg, uint32_t peer);
 

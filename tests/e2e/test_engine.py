@@ -140,6 +140,30 @@ def test_send_errors_are_told() -> None:
     run("asyncio", work)
 
 
+def test_roaming_peer_with_a_preshared_key() -> None:
+    """Plain WireGuard: b learns from authentic packets where a is; a wrong preshared key means no session."""
+
+    async def work() -> None:
+        async with pair() as (a, b):
+            ranges = [parse_prefix("100.64.0.0/16")]
+            a.engine.upsert_peer(b.key, ranges, psk=b"\x01" * 32, keepalive_s=1)
+            b.engine.upsert_peer(a.key, ranges, psk=b"\x02" * 32, roams=True)
+            b.engine.set_path(a.key, None, 0, PATH_NONE)
+            await until(lambda: a.engine.stats()["wg_drop_AUTH"], "a refuses the response made with another key")
+            assert not a.handshakes
+            b.engine.upsert_peer(a.key, ranges, psk=b"\x01" * 32, roams=True)
+            a.engine.kick(b.key)
+            await until(lambda: True in a.handshakes, "the session is up")
+            client, server = await connected(a, b)
+            await asyncio.get_running_loop().sock_sendall(server, b"found you")
+            assert await asyncio.get_running_loop().sock_recv(client, 100) == b"found you"
+            assert b.engine.stats()["rx_roamed"] == 1
+            client.close()
+            server.close()
+
+    run("asyncio", work)
+
+
 @both_loops
 @pytest.mark.parametrize("mode", [PATH_DIRECT, PATH_RELAY, PATH_BOTH], ids=["direct", "relay", "both"])
 def test_transfer_is_whole(loop: str, mode: int) -> None:
