@@ -23,6 +23,53 @@ static bool ack_is_due(struct mn_stack *s, struct mn_conn *c)
     return true;
 }
 
+void mn_ack_owe_duplicate(struct mn_stack *s, struct mn_conn *c)
+{
+    if (c->ack.duplicates < MN_MAX_DUP_ACKS)
+        c->ack.duplicates++;
+    mn_conn_mark(s, c);
+}
+
+/* ---- sending ---- */
+
+/* An ACK that names the early ranges (RFC 2018 4). */
+static int send_blocks(struct mn_stack *s, struct mn_conn *c)
+{
+    uint32_t edge;
+    struct mn_segment g = {.seq = c->snd.nxt, .ack = c->rcv.nxt, .flags = MN_TCP_ACK, .wscale = -1};
+    g.wnd = (uint16_t)mn_receive_window(c, &edge);
+    g.has_ts = c->ts.on;
+    g.tsval = mn_conn_ts_now(s, c);
+    g.tsecr = c->ts.recent;
+    g.sack_count = mn_early_tell(&c->rcv.early, g.sack, c->ts.on ? MN_TCP_SACK_MAX - 1 : MN_TCP_SACK_MAX);
+    int err = mn_tcp_emit(s, &c->node.tuple, &g);
+    if (err != 0)
+        return err;
+    c->rcv.edge = edge;
+    c->ts.last_ack = c->rcv.nxt;
+    return 0;
+}
+
+static int send_one(struct mn_stack *s, struct mn_conn *c)
+{
+    const struct mn_early *e = &c->rcv.early;
+    if (c->may_sack && (e->count > 0 || e->has_twice))
+        return send_blocks(s, c);
+    return mn_tcp_send_bare(s, c, c->snd.nxt);
+}
+
+void mn_ack_note_twice(struct mn_stack *s, struct mn_conn *c, uint32_t first, uint32_t end)
+{
+    if (!c->may_sack)
+        return;
+    if (!mn_early_note_twice(&c->rcv.early, first, end)) {
+        send_one(s, c); /* two reports do not fit one ACK */
+        mn_early_note_twice(&c->rcv.early, first, end);
+    }
+    c->ack.now = true;
+    mn_conn_mark(s, c);
+}
+
 /* An ACK left, alone or on data. */
 static void ack_is_sent(struct mn_stack *s, struct mn_conn *c, bool with_data)
 {
@@ -45,11 +92,13 @@ void mn_ack_send(struct mn_stack *s, struct mn_conn *c, bool with_data)
     struct mn_acking *a = &c->ack;
     if (with_data)
         ack_is_sent(s, c, true);
-    else if (a->duplicates == 0 && ack_is_due(s, c))
+    if (c->may_sack && a->duplicates == 0 && (c->rcv.early.has_twice || c->rcv.early.untold > 0))
+        a->duplicates = 1; /* data carries no blocks */
+    else if (!with_data && a->duplicates == 0 && ack_is_due(s, c))
         a->duplicates = 1;
     /* One per early segment: without SACK the peer counts them. */
     while (a->duplicates > 0) {
-        int err = mn_tcp_send_bare(s, c, c->snd.nxt);
+        int err = send_one(s, c);
         if (err != 0) {
             a->now = true;
             a->duplicates = 0;

@@ -123,7 +123,7 @@ static void fire_idle(struct mn_stack *s, struct mn_conn *c)
 {
     if (c->snd.ring.data != NULL && mn_conn_used(c) == 0 && s->now - c->snd.sent_at >= MN_IDLE_RING)
         mn_ring_free(s, &c->snd.ring);
-    if (c->rcv.ring.data != NULL && c->rcv.ooo_count == 0 && mn_conn_unread(c) == 0)
+    if (c->rcv.ring.data != NULL && c->rcv.early.count == 0 && mn_conn_unread(c) == 0)
         mn_ring_free(s, &c->rcv.ring);
     if (c->snd.ring.data != NULL || c->rcv.ring.data != NULL)
         mn_conn_set_timer(s, c, MN_T_IDLE, s->now + MN_IDLE_RING);

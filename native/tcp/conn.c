@@ -223,9 +223,7 @@ static void free_memory(struct mn_stack *s, struct mn_conn *c)
 {
     mn_ring_free(s, &c->snd.ring);
     mn_ring_free(s, &c->rcv.ring);
-    free(c->rcv.ooo);
-    c->rcv.ooo = NULL;
-    c->rcv.ooo_count = c->rcv.ooo_room = 0;
+    mn_early_free(&c->rcv.early);
 }
 
 void mn_conn_kill(struct mn_stack *s, struct mn_conn *c)

@@ -48,6 +48,7 @@ static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct
         c->ts.recent = g->tsval;
         c->ts.recent_at = s->now;
     }
+    c->may_sack = g->may_sack; /* ours always does */
     c->snd.has_scale = g->wscale >= 0;
     if (c->snd.has_scale) {
         c->snd.shift = (uint8_t)g->wscale;
@@ -249,6 +250,8 @@ static bool pass_checks(struct mn_stack *s, struct mn_conn *c, const struct mn_s
                 mn_tcp_send_syn(s, c);
             return (g->flags & MN_TCP_ACK) != 0;
         }
+        if (is_current && g->len > 0 && mn_seq_le(g->seq + g->len, c->rcv.nxt))
+            mn_ack_note_twice(s, c, g->seq, g->seq + g->len);
         if (mn_segment_space(g) > 0)
             answer_now(s, c);
         else

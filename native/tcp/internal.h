@@ -17,6 +17,7 @@
 #include "../ip/ports.h"
 #include "../ip/udp.h"
 #include "cc.h"
+#include "early.h"
 #include "loss.h"
 #include "rtt.h"
 #include "segment.h"
@@ -31,7 +32,6 @@ enum {
     MN_MAX_CONNS = 1 << 17,   /* what a handle can name */
     MN_RUNS = 64,             /* flows gathered at once in a batch; one more flushes all */
     MN_RUN_PIECES = 64,       /* packets of one run: one writev */
-    MN_OOO_RANGES = 256,      /* holes remembered per connection */
     MN_RING_FIRST = 16 << 10, /* receive ring at first need */
     MN_SND_RING_FIRST = 64 << 10,
     MN_RCVBUF_FIRST = 256 << 10,
@@ -112,10 +112,6 @@ struct mn_ring {
     uint32_t cap;
 };
 
-struct mn_hole_range {
-    uint32_t first, end;
-};
-
 enum mn_conn_timer {
     MN_T_RETX, /* retransmission, or persist when nothing is out */
     MN_T_ACK,
@@ -151,8 +147,7 @@ struct mn_receive {
     bool is_blocked;                     /* the application did not take all: wait for resume */
     uint32_t fin_seq;
     struct mn_ring ring;
-    struct mn_hole_range *ooo; /* sorted, disjoint, behind nxt */
-    uint16_t ooo_count, ooo_room;
+    struct mn_early early;
     uint32_t copied;  /* taken by the application since tuned_at */
     uint32_t largest; /* segment seen */
     uint64_t tuned_at;
@@ -183,7 +178,8 @@ struct mn_conn {
     uint8_t state;
     bool is_unsent; /* the SYN found no packet buffer yet */
     bool is_passive, is_orphan, is_dead, is_dirty, is_blocked, is_linked;
-    uint8_t run; /* index + 1 into the stack's runs */
+    bool may_sack; /* both sides' SYNs permitted selective acknowledgements */
+    uint8_t run;   /* index + 1 into the stack's runs */
     uint8_t keep_probes, syn_tries, challenges;
     int soft_error;
     struct mn_send snd;
@@ -209,7 +205,7 @@ struct mn_half {
     uint32_t iss, irs, ts_recent, ts_offset, wnd;
     uint16_t mss;
     int8_t wscale;
-    bool has_ts;
+    bool has_ts, may_sack;
     uint8_t tries;
     uint64_t sent_at;
 };
@@ -414,6 +410,10 @@ void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c);
 bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
 
 /* ack.c */
+/* [first, end) came although we had it (RFC 2883). */
+void mn_ack_note_twice(struct mn_stack *s, struct mn_conn *c, uint32_t first, uint32_t end);
+/* A segment came early or twice. */
+void mn_ack_owe_duplicate(struct mn_stack *s, struct mn_conn *c);
 void mn_ack_send(struct mn_stack *s, struct mn_conn *c, bool with_data);
 
 /* listen.c */

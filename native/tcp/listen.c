@@ -78,6 +78,7 @@ static void send_syn_ack(struct mn_stack *s, struct mn_half *h)
     g.wscale = -1;
     if (h->wscale >= 0)
         g.wscale = (int8_t)mn_conn_shift(s);
+    g.may_sack = h->may_sack;
     g.has_ts = h->has_ts;
     g.tsval = half_ts(s, h);
     g.tsecr = h->ts_recent;
@@ -124,6 +125,7 @@ void mn_listen_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t
     h->mss = g->mss;
     h->wscale = g->wscale;
     h->has_ts = g->has_ts;
+    h->may_sack = g->may_sack;
     h->ts_recent = g->tsval;
     h->sent_at = s->now;
     l->half_open++;
@@ -141,6 +143,7 @@ static struct mn_conn *promote(struct mn_stack *s, struct mn_half *h, const stru
     if (c == NULL)
         return NULL;
     c->is_passive = true;
+    c->may_sack = h->may_sack;
     c->state = MN_ESTABLISHED;
     mn_conn_start_sequence(s, c, h->iss);
     c->snd.una = c->snd.nxt = h->iss + 1;

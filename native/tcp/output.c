@@ -112,6 +112,7 @@ void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c)
     g.mss = mn_conn_advertised_mss(s, &c->node.tuple);
     g.has_ts = !is_answer || c->ts.on;
     g.tsval = mn_conn_ts_now(s, c);
+    g.may_sack = !is_answer || c->may_sack;
     g.wscale = -1;
     if (!is_answer || c->snd.has_scale)
         g.wscale = (int8_t)c->rcv.shift;

@@ -14,7 +14,7 @@ static bool make_room(struct mn_stack *s, struct mn_conn *c, uint32_t end)
         cap *= 2;
     if (cap == r->ring.cap)
         return true;
-    uint32_t kept = r->ooo_count > 0 ? r->ooo[r->ooo_count - 1].end : r->nxt;
+    uint32_t kept = r->early.count > 0 ? r->early.ranges[r->early.count - 1].end : r->nxt;
     return mn_ring_resize(s, &r->ring, cap, r->read, r->ring.data == NULL ? r->read : kept);
 }
 
@@ -116,19 +116,6 @@ void mn_receive_fin(struct mn_stack *s, struct mn_conn *c)
     mn_tcp_peer_finished(s, c);
 }
 
-/* Ranges that arrived early and whose turn has come. */
-static bool absorb(struct mn_receive *r)
-{
-    uint16_t n = 0;
-    while (n < r->ooo_count && mn_seq_le(r->ooo[n].first, r->nxt)) {
-        r->nxt = mn_seq_max(r->nxt, r->ooo[n].end);
-        n++;
-    }
-    r->ooo_count = (uint16_t)(r->ooo_count - n);
-    memmove(r->ooo, r->ooo + n, r->ooo_count * sizeof *r->ooo);
-    return n > 0;
-}
-
 void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *pieces, int n, uint32_t len)
 {
     struct mn_receive *r = &c->rcv;
@@ -159,9 +146,9 @@ void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *p
     mn_conn_mark(s, c);
     if (kept < len)
         return;
-    if (r->ooo_count > 0) {
+    if (r->early.count > 0) {
         c->ack.now = true;
-        if (absorb(r) && !r->is_blocked)
+        if (mn_early_absorb(&r->early, &r->nxt) && !r->is_blocked)
             mn_receive_offer(s, c);
     }
     if (!c->is_dead)
@@ -170,72 +157,17 @@ void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *p
 
 /* ---- out of order ---- */
 
-static bool grow_ranges(struct mn_receive *r)
-{
-    if (r->ooo_count < r->ooo_room)
-        return true;
-    uint16_t room = r->ooo_room == 0 ? 8 : (uint16_t)(r->ooo_room * 2);
-    if (room > MN_OOO_RANGES)
-        return false;
-    struct mn_hole_range *ooo = realloc(r->ooo, room * sizeof *ooo);
-    if (ooo == NULL)
-        return false;
-    r->ooo = ooo;
-    r->ooo_room = room;
-    return true;
-}
-
-/* Remember [first, end). False: no room, and it lies too far out to be worth another's place. */
-static bool add_range(struct mn_receive *r, uint32_t first, uint32_t end)
-{
-    uint16_t at = 0, stop;
-    while (at < r->ooo_count && mn_seq_lt(r->ooo[at].end, first))
-        at++;
-    for (stop = at; stop < r->ooo_count && mn_seq_le(r->ooo[stop].first, end); stop++) {
-        if (mn_seq_lt(r->ooo[stop].first, first))
-            first = r->ooo[stop].first;
-        end = mn_seq_max(end, r->ooo[stop].end);
-    }
-    if (stop == at) {
-        if (!grow_ranges(r)) {
-            if (r->ooo_count == 0 || at == r->ooo_count)
-                return false;
-            r->ooo_count--; /* the farthest gives way */
-        }
-        memmove(r->ooo + at + 1, r->ooo + at, (size_t)(r->ooo_count - at) * sizeof *r->ooo);
-        r->ooo_count++;
-    } else {
-        memmove(r->ooo + at + 1, r->ooo + stop, (size_t)(r->ooo_count - stop) * sizeof *r->ooo);
-        r->ooo_count = (uint16_t)(r->ooo_count - (stop - at) + 1);
-    }
-    r->ooo[at] = (struct mn_hole_range){first, end};
-    return true;
-}
-
 static void keep_early(struct mn_stack *s, struct mn_conn *c, uint32_t seq, const uint8_t *p, uint32_t len)
 {
+    struct mn_block again;
     s->stats.tcp_ooo++;
-    if (!make_room(s, c, seq + len) || !add_range(&c->rcv, seq, seq + len)) {
+    if (mn_early_overlap(&c->rcv.early, seq, seq + len, &again))
+        mn_ack_note_twice(s, c, again.first, again.end);
+    if (!make_room(s, c, seq + len) || !mn_early_add(&c->rcv.early, seq, seq + len)) {
         s->stats.tcp_ooo_dropped++;
         return;
     }
     mn_ring_write(&c->rcv.ring, seq, p, len);
-}
-
-static void owe_duplicate(struct mn_stack *s, struct mn_conn *c)
-{
-    if (c->ack.duplicates < MN_MAX_DUP_ACKS)
-        c->ack.duplicates++;
-    mn_conn_mark(s, c);
-}
-
-/* A peer that ends its stream before bytes it has sent already contradicts itself; the end counts. */
-static void forget_beyond(struct mn_receive *r, uint32_t end)
-{
-    while (r->ooo_count > 0 && mn_seq_le(end, r->ooo[r->ooo_count - 1].first))
-        r->ooo_count--;
-    if (r->ooo_count > 0 && mn_seq_lt(end, r->ooo[r->ooo_count - 1].end))
-        r->ooo[r->ooo_count - 1].end = end;
 }
 
 /* Text of an acceptable segment: cut to the window, in order or early. */
@@ -246,7 +178,8 @@ void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
     if ((g->flags & MN_TCP_FIN) != 0 && !r->fin_known && mn_seq_le(end, r->edge)) {
         r->fin_known = true;
         r->fin_seq = end;
-        forget_beyond(r, end);
+        /* A peer that ends its stream before bytes it has sent already contradicts itself; the end counts. */
+        mn_early_cut(&r->early, end);
     }
     if (mn_seq_lt(r->edge, end)) {
         end = r->edge;
@@ -254,12 +187,14 @@ void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
     }
     if (r->fin_known && mn_seq_lt(r->fin_seq, end))
         end = r->fin_seq;
+    if (mn_seq_lt(seq, r->nxt) && mn_seq_lt(seq, end))
+        mn_ack_note_twice(s, c, seq, mn_seq_lt(end, r->nxt) ? end : r->nxt);
     seq = mn_seq_max(seq, r->nxt);
     if (!mn_seq_lt(seq, end)) {
         if (seq == r->nxt)
             mn_receive_fin(s, c);
         else
-            owe_duplicate(s, c);
+            mn_ack_owe_duplicate(s, c);
         if (g->len > 0 && !c->is_dead)
             c->ack.now = true; /* all of it was known, or had no room */
         mn_conn_mark(s, c);
@@ -269,7 +204,7 @@ void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
     uint32_t len = end - seq;
     if (seq != r->nxt) {
         keep_early(s, c, seq, data, len);
-        owe_duplicate(s, c);
+        mn_ack_owe_duplicate(s, c);
         return;
     }
     struct iovec v = mn_piece(data, len);

@@ -30,7 +30,7 @@ static void append(struct mn_run *r, const struct mn_segment *g)
 
 static bool start_run(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
-    if (!state_takes_text(c) || c->rcv.ooo_count > 0 || c->rcv.fin_known || !is_plain(c, g, c->rcv.nxt, c->ts.recent))
+    if (!state_takes_text(c) || c->rcv.early.count > 0 || c->rcv.fin_known || !is_plain(c, g, c->rcv.nxt, c->ts.recent))
         return false;
     if (s->run_count == MN_RUNS)
         mn_run_flush_all(s);

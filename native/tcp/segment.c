@@ -37,7 +37,7 @@ static void take_option(struct mn_segment *g, uint8_t kind, const uint8_t *body,
             break;
         g->sack_count = (uint8_t)(n / 8 < MN_TCP_SACK_MAX ? n / 8 : MN_TCP_SACK_MAX);
         for (uint8_t i = 0; i < g->sack_count; i++)
-            g->sack[i] = (struct mn_block){mn_load32(body + 8 * i), mn_load32(body + 8 * i + 4)};
+            g->sack[i] = (struct mn_block){mn_load32(body + (size_t)8 * i), mn_load32(body + (size_t)8 * i + 4)};
         break;
     default:
         break;

@@ -426,6 +426,7 @@ struct rig_open {
     int8_t wscale; /* 0 in a test means: absent; use 1.. */
     bool ts;
     uint16_t wnd;
+    bool sack;
 };
 
 /* The peer opens: handshake done, tcp_accepted came. */
@@ -437,6 +438,7 @@ static inline struct rig_flow rig_accept(struct rig *r, struct rig_open o)
     struct mn_segment g = rig_segment(&f, MN_TCP_SYN, NULL, 0);
     g.mss = o.mss;
     g.wscale = o.wscale == 0 ? -1 : o.wscale;
+    g.may_sack = o.sack;
     g.ack = 0;
     if (o.wnd != 0)
         g.wnd = o.wnd;

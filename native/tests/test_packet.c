@@ -284,6 +284,37 @@ static void test_written_headers_parse(void)
     }
 }
 
+/* Setting the two bits changes nothing else, and keeps the header's sum right (RFC 1624). */
+static void test_ecn(void)
+{
+    struct mn_ip a4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 1}),
+                 b4 = mn_ip_from4((const uint8_t[4]){100, 64, 0, 2});
+    struct mn_ip a6 = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 1}),
+                 b6 = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 2});
+    for (unsigned n = 0; n < 2048; n++) {
+        uint8_t p[MN_IP6_HEADER + 2048] = {0}, q[MN_IP6_HEADER];
+        struct mn_packet v;
+        unsigned tos = n % 256, ecn = n / 256 % 4;
+        bool v6 = n >= 1024;
+        size_t header = mn_packet_write_header(p, v6 ? &a6 : &a4, v6 ? &b6 : &b4, MN_PROTO_UDP, n);
+        if (v6) {
+            p[0] = (uint8_t)(0x60 | tos >> 4);
+            p[1] = (uint8_t)(tos << 4 | 0x0a);
+        } else {
+            p[1] = (uint8_t)tos;
+            close4(p);
+        }
+        memcpy(q, p, header);
+        CHECK_INT(mn_packet_ecn(p), tos & 3);
+        mn_packet_set_ecn(p, (uint8_t)ecn);
+        CHECK_INT(mn_packet_ecn(p), ecn);
+        CHECK_INT(mn_packet_parse(&v, p, header + n), 0); /* an IPv4 checksum that is wrong is refused */
+        CHECK_INT(v.tos, (tos & 0xfc) | ecn);
+        mn_packet_set_ecn(p, (uint8_t)(tos & 3)); /* and back: every byte as before */
+        CHECK(memcmp(p, q, header) == 0);
+    }
+}
+
 int main(void)
 {
     RUN(test_checksum_differential);
@@ -293,5 +324,6 @@ int main(void)
     RUN(test_addresses);
     RUN(test_prefixes);
     RUN(test_written_headers_parse);
+    RUN(test_ecn);
     return 0;
 }
