@@ -214,7 +214,7 @@ void mn_stack_input_icmp(struct mn_stack *s, uint32_t peer, const struct mn_pack
 /* ---- UDP ---- */
 
 /* May this datagram enter? Memory first, then the rules, whose answer is remembered for open flows. */
-static bool admit_udp(struct mn_stack *s, const struct mn_flow_key *k, bool is_open)
+bool mn_stack_admit_udp(struct mn_stack *s, const struct mn_flow_key *k, bool is_open)
 {
     if (mn_flows_on_received(&s->flows, k, s->rules_generation, s->now))
         return true;
@@ -242,7 +242,7 @@ void mn_stack_input_udp(struct mn_stack *s, uint32_t peer, const struct mn_packe
     struct mn_ep from = {p->src, u.sport}, to = {p->dst, u.dport};
     struct mn_flow_key k = {p->dst, p->src, u.dport, u.sport};
     const struct mn_port *port = mn_ports_find(&s->udp, &p->dst, u.dport);
-    if (peer != MN_PEER_SELF && !admit_udp(s, &k, port != NULL))
+    if (peer != MN_PEER_SELF && !mn_stack_admit_udp(s, &k, port != NULL))
         return;
     if (port == NULL) {
         s->stats.udp_no_port++;

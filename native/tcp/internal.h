@@ -287,6 +287,7 @@ struct mn_stack {
     uint32_t run_count;
     struct mn_loopback loop;
     bool out_is_loop;
+    bool is_shared; /* a kernel has our addresses too */
     bool in_input; /* between the first input of a batch and its flush */
 };
 
@@ -306,6 +307,12 @@ void mn_stack_input_tsmp(struct mn_stack *s, uint32_t peer, const struct mn_pack
 void mn_stack_send_error(struct mn_stack *s, uint32_t peer, enum mn_icmp_kind kind, const struct mn_packet *about);
 void mn_stack_send_tsmp_reject(struct mn_stack *s, uint32_t peer, const struct mn_packet *about,
                                const struct mn_segment *g);
+
+/* May this datagram enter? is_open: a flow here takes it, so that the answer is worth remembering. */
+bool mn_stack_admit_udp(struct mn_stack *s, const struct mn_flow_key *k, bool is_open);
+
+/* kernel.c: true if the packet was the kernel's, handed over or dropped by the rules */
+bool mn_kernel_input(struct mn_stack *s, uint32_t peer, const struct mn_packet *p);
 
 /* secret.c: keyed numbers (RFC 6528, RFC 6056) */
 enum mn_secret_purpose {

@@ -209,6 +209,8 @@ static void input_packet(struct mn_stack *s, uint32_t peer, const uint8_t *pkt, 
     }
     if (!passes_addresses(s, peer, &p))
         return;
+    if (s->is_shared && peer != MN_PEER_SELF && mn_kernel_input(s, peer, &p))
+        return;
     if (p.is_fragment) {
         s->stats.drop_fragment++;
         return;

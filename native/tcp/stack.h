@@ -26,6 +26,7 @@
 #include "../mem/addr.h"
 
 struct mn_stack;
+struct mn_packet;
 
 /* The peer of packets that never left this node. */
 #define MN_PEER_SELF 0xfffffffeU
@@ -59,6 +60,9 @@ struct mn_stack_ops {
     void (*udp_error)(void *ctx, uint32_t udp, const struct mn_ep *to, int err); /* ICMP said so; may be NULL */
     void (*ping_reply)(void *ctx, uint16_t id, uint16_t seq, const struct mn_ip *from, const uint8_t *payload,
                        size_t len);
+    /* A packet that the rules let in and that nobody here owns, while mn_stack_share_addresses says that a kernel has
+     * our addresses too. It lives as long as the input it came by. May be NULL if nothing is ever shared. */
+    void (*to_kernel)(void *ctx, const struct mn_packet *p);
 };
 
 /* 0 in a field: the default. */
@@ -79,6 +83,11 @@ int mn_stack_set_addresses(struct mn_stack *s, const struct mn_ip *addresses, si
  * are reset at the next input, flush or deadline (which is then due at once). -EINVAL: malformed, the old rules stay.
  */
 int mn_stack_set_filter(struct mn_stack *s, const uint8_t *blob, size_t len);
+/* A kernel interface has our addresses too: it gets what no listener, connection or flow of ours owns, and answers
+ * pings and closed ports itself. */
+void mn_stack_share_addresses(struct mn_stack *s, bool with_kernel);
+/* The kernel sent this packet: remember which answers may come in. */
+void mn_stack_kernel_sent(struct mn_stack *s, const struct mn_packet *p, uint64_t now_ns);
 void mn_stack_peer_gone(struct mn_stack *s, uint32_t peer, uint64_t now_ns);   /* its connections: ECONNABORTED */
 void mn_stack_path_failed(struct mn_stack *s, uint32_t peer, uint64_t now_ns); /* its connecting ones: EHOSTUNREACH */
 
@@ -176,6 +185,7 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(tcp_rst_out)                                                                                                     \
     X(tcp_opened)                                                                                                      \
     X(tcp_accepted)                                                                                                    \
+    X(to_kernel)                                                                                                       \
     X(tcp_half_open_full) X(tcp_conns_full) X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
 
 struct mn_stack_stats {

@@ -31,7 +31,7 @@ struct rig {
     uint32_t out_head, out_count;
     bool no_buffer, no_route;
     /* upcalls as they came */
-    int accepted, connected, failed, closed, fins, writable, pings, udps, udp_errors;
+    int accepted, connected, failed, closed, fins, writable, pings, udps, udp_errors, kernels;
     uint32_t conn, listener, udp_id;
     int err;
     uint8_t *data;
@@ -165,6 +165,13 @@ static void rig_udp_error(void *ctx, uint32_t udp, const struct mn_ep *to, int e
     r->err = err;
 }
 
+static void rig_to_kernel(void *ctx, const struct mn_packet *p)
+{
+    struct rig *r = ctx;
+    r->kernels++;
+    CHECK(p->ip == r->sent); /* as it came, not a copy */
+}
+
 static void rig_ping_reply(void *ctx, uint16_t id, uint16_t seq, const struct mn_ip *from, const uint8_t *payload,
                            size_t len)
 {
@@ -282,6 +289,7 @@ static inline void rig_start_with(struct rig *r, const struct mn_stack_config *c
         .udp_deliver = rig_udp_deliver,
         .udp_error = rig_udp_error,
         .ping_reply = rig_ping_reply,
+        .to_kernel = rig_to_kernel,
     };
     r->s = mn_stack_create(&ops, cfg, r->now);
     CHECK(r->s != NULL && r->out != NULL && r->data != NULL);
