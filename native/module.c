@@ -96,12 +96,18 @@ static int take_packet(struct mn_command *cmd, const char *p, Py_ssize_t len)
     return take_blob(cmd, p, len);
 }
 
-static PyObject *push(struct mn_engine *e, const struct mn_command *cmd)
+static PyObject *push_failed(void)
 {
-    if (mn_engine_push(e, cmd) == 0)
-        Py_RETURN_NONE;
     PyErr_Format(PyExc_RuntimeError, "engine: %d commands wait already; its thread does not keep up", MN_COMMANDS_MAX);
     return NULL;
+}
+
+/* A packet the engine has no room for is dropped, and counted there. */
+static PyObject *push(struct mn_engine *e, const struct mn_command *cmd)
+{
+    if (mn_engine_push(e, cmd) >= 0)
+        Py_RETURN_NONE;
+    return push_failed();
 }
 
 /* Push and wait for the answer; negative errno of the command in out->err. -1: exception set. */
@@ -249,7 +255,7 @@ static PyObject *flow_tuple(const struct mn_event *ev)
 static PyObject *event_tuple(const struct mn_event *ev, const char *data)
 {
     int kind = ev->kind;
-    struct packed from = pack(&ev->remote.ip);
+    struct packed from = pack(&ev->remote.ip), to = pack(&ev->local.ip);
     const char *key = (const char *)ev->key;
     Py_ssize_t key_len = KEY_LEN, len = (Py_ssize_t)ev->len;
     unsigned long long req = ev->req, value = ev->value;
@@ -258,8 +264,9 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
     case MN_EV_CONNECTED:
         return flow_tuple(ev);
     case MN_EV_CONNECT_FAILED:
-    case MN_EV_LISTENING:
         return Py_BuildValue("(iKi)", kind, req, (int)ev->err);
+    case MN_EV_LISTENING:
+        return Py_BuildValue("(iKii)", kind, req, (int)ev->err, (int)ev->local.port);
     case MN_EV_FLOW_ENDED:
         return Py_BuildValue("(iKi)", kind, value, (int)ev->err);
     case MN_EV_RELAY_SEND:
@@ -276,9 +283,12 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
     case MN_EV_SEND_ERROR:
         return Py_BuildValue("(iy#ii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->err);
     case MN_EV_PING:
-        return Py_BuildValue("(iKK)", kind, req, value);
+        return Py_BuildValue("(iKKi)", kind, req, value, (int)ev->err);
     case MN_EV_UDP:
-        return Py_BuildValue("(iKy#iy#)", kind, req, from.p, from.len, (int)ev->remote.port, data, len);
+        return Py_BuildValue("(iKy#iy#y#y#)", kind, req, from.p, from.len, (int)ev->remote.port, to.p, to.len, key,
+                             key_len, data, len);
+    case MN_EV_UDP_ERROR:
+        return Py_BuildValue("(iKy#ii)", kind, req, from.p, from.len, (int)ev->remote.port, (int)ev->err);
     case MN_EV_LOST:
         return Py_BuildValue("(iK)", kind, value);
     }
@@ -539,8 +549,27 @@ COMMAND(listen, MN_CMD_LISTEN, "rIpn")
 COMMAND(unlisten, MN_CMD_UNLISTEN, "r")
 COMMAND(ping, MN_CMD_PING, "rin")
 COMMAND(udp_open, MN_CMD_UDP_OPEN, "rIp")
-COMMAND(udp_send, MN_CMD_UDP_SEND, "ripb")
 COMMAND(udp_close, MN_CMD_UDP_CLOSE, "r")
+
+/* The one that runs per datagram: says whether the engine took it. */
+static PyObject *engine_udp_send(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_UDP_SEND};
+    const char *ip, *from, *data;
+    Py_ssize_t ip_len, from_len, len;
+    int port;
+    if (e == NULL ||
+        !PyArg_ParseTuple(args, "Ky#iy#y#:udp_send", &cmd.req, &ip, &ip_len, &port, &from, &from_len, &data, &len))
+        return NULL;
+    if (take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || take_port(&cmd.ep.port, port) != 0 ||
+        take_ip(&cmd.from, from, from_len, 1) != 0 || take_packet(&cmd, data, len) != 0)
+        return NULL;
+    int pushed = mn_engine_push(e, &cmd);
+    if (pushed < 0)
+        return push_failed();
+    return PyBool_FromLong(pushed == 0);
+}
 
 /* ---- facts ---- */
 
@@ -696,6 +725,7 @@ static const struct {
     {"EV_PING", MN_EV_PING},
     {"EV_UDP", MN_EV_UDP},
     {"EV_LOST", MN_EV_LOST},
+    {"EV_UDP_ERROR", MN_EV_UDP_ERROR},
 };
 
 static int module_exec(PyObject *module)

@@ -61,3 +61,9 @@ EXEC_OUTPUT_MAX: Final = 1 << 20
 
 LOCAL_BODY_MAX: Final = 64 * 1024
 """Request body on the node's local socket."""
+
+DATAGRAM_QUEUE_MAX: Final = 4096
+"""UDP datagrams waiting for one reader; a number, since empty ones cost as much as small ones."""
+
+DATAGRAM_QUEUE_BYTES: Final = 1 << 20
+"""Their payload together; beyond either, the oldest goes and is counted."""

@@ -90,13 +90,16 @@ def run_ping(parsed: argparse.Namespace) -> int:
     count = parsed.count if parsed.count is not None else (UNTIL_DIRECT_MAX if parsed.until_direct else 1)
     if count < 1:
         raise ConfigError(f"--count {count}: send at least one ping")
+    if parsed.icmp and parsed.until_direct:
+        raise ConfigError("--icmp goes through the tunnel by whatever path there is; leave out --until-direct")
+    kind = {"kind": "icmp", "size": parsed.size} if parsed.icmp else {}
     pongs = 0
     for number in range(count):
         if number:
             time.sleep(PING_INTERVAL_S)
         try:
             pong = door.post(
-                "/ping", ip=parsed.peer, timeout=parsed.timeout, timeout_s=parsed.timeout + TIMEOUT_SLACK_S
+                "/ping", ip=parsed.peer, timeout=parsed.timeout, timeout_s=parsed.timeout + TIMEOUT_SLACK_S, **kind
             )
         except TimedOut as error:
             print(error, file=sys.stderr)
@@ -116,7 +119,7 @@ def _print_pong(pong: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(pong), flush=True)
         return
-    via = pong["Endpoint"] or f"DERP({pong['DERPRegionCode']})"
+    via = "ICMP" if pong.get("Kind") == "icmp" else pong["Endpoint"] or f"DERP({pong['DERPRegionCode']})"
     if pong.get("IsLocalIP"):
         via = "loopback"
     print(

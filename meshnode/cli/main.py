@@ -157,6 +157,10 @@ def _ping(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until-direct", action="store_true", help="ping until a direct pong, at most N times (default 10)"
     )
+    parser.add_argument("--icmp", action="store_true", help="an ICMP echo inside the tunnel, which rules must allow")
+    parser.add_argument(
+        "--size", type=int, default=56, metavar="BYTES", help="what an --icmp echo carries (default 56)"
+    )
 
 
 def _ip(parser: argparse.ArgumentParser) -> None:

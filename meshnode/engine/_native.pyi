@@ -24,7 +24,7 @@ EV_CONNECT_FAILED: Final = 3
 EV_FLOW_ENDED: Final = 4
 """(kind, flow_id, errno), 0 clean; posted before the engine closes its end"""
 EV_LISTENING: Final = 5
-"""(kind, req, errno)"""
+"""(kind, req, errno, port)"""
 EV_RELAY_SEND: Final = 6
 """(kind, peer_key, region, data)"""
 EV_DISCO: Final = 7
@@ -40,11 +40,13 @@ EV_SEND_ERROR: Final = 11
 EV_HANDSHAKE: Final = 12
 """(kind, peer_key, ok): 1 session up, 0 gave up"""
 EV_PING: Final = 13
-"""(kind, req, rtt_ns)"""
+"""(kind, req, rtt_ns, errno): errno: it did not leave"""
 EV_UDP: Final = 14
-"""(kind, req, from_ip, from_port, data)"""
+"""(kind, req, from_ip, from_port, to_ip, peer_key, data)"""
 EV_LOST: Final = 15
 """(kind, n): n packets or hints were dropped; never a connection's event"""
+EV_UDP_ERROR: Final = 16
+"""(kind, req, to_ip, to_port, errno): a datagram could not leave, or the other side refused it"""
 
 class Engine:
     event_fd: int
@@ -85,7 +87,9 @@ class Engine:
     def unlisten(self, req: int, /) -> None: ...
     def ping(self, req: int, ip: bytes, size: int, /) -> None: ...
     def udp_open(self, req: int, ip: bytes, port: int, /) -> None: ...
-    def udp_send(self, req: int, ip: bytes, port: int, data: bytes, /) -> None: ...
+    def udp_send(self, req: int, ip: bytes, port: int, source: bytes, data: bytes, /) -> bool:
+        """source: one of our addresses, or empty. False: dropped, too much waits for the engine."""
+
     def udp_close(self, req: int, /) -> None: ...
     def stats(self) -> dict[str, int]: ...
     def peer_stats(self, key: bytes, /) -> dict[str, int]:

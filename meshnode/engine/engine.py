@@ -25,7 +25,7 @@ from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.engine import _native
 from meshnode.engine._native import PATH_BOTH, PATH_DIRECT, PATH_NONE, PATH_RELAY
 from meshnode.engine.flow import TunnelSocket
-from meshnode.engine.listener import Datagrams, Listener
+from meshnode.engine.listener import Datagram, Datagrams, Listener, Received
 
 __all__ = ["PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
 
@@ -62,6 +62,14 @@ def dial_error(number: int, target: Endpoint) -> DialError:
     return error
 
 
+def _ping_error(number: int, ip: IP) -> DialError:
+    """The exception of an echo request that did not leave."""
+    kind, text = _FAILURES.get(number, (DialError, f"could not be pinged: {os.strerror(number)}"))
+    error = kind(f"{ip} {text}")
+    error.errno = number
+    return error
+
+
 class Engine:
     """One node's packet engine. Made by `start`, ended by `aclose`."""
 
@@ -72,7 +80,7 @@ class Engine:
         self._next_req = 0
         self._connects: dict[int, tuple[asyncio.Future[TunnelSocket], Endpoint]] = {}
         self._starts: dict[int, asyncio.Future[int]] = {}
-        self._pings: dict[int, asyncio.Future[int]] = {}
+        self._pings: dict[int, tuple[asyncio.Future[int], IP]] = {}
         self._listeners: dict[int, Listener] = {}
         self._datagrams: dict[int, Datagrams] = {}
         self._flows: weakref.WeakValueDictionary[int, TunnelSocket] = weakref.WeakValueDictionary()
@@ -108,6 +116,7 @@ class Engine:
             _native.EV_HANDSHAKE: self._on_handshake,
             _native.EV_PING: self._on_ping,
             _native.EV_UDP: self._on_udp,
+            _native.EV_UDP_ERROR: self._on_udp_error,
             _native.EV_LOST: self._on_lost,
         }
 
@@ -245,10 +254,16 @@ class Engine:
             raise error
         return listener
 
-    async def open_datagrams(self, ip: IP | None, port: int, received: Callable[[IP, int, bytes], None]) -> Datagrams:
-        """UDP inside the tunnel from `port` (0: any); `received(ip, port, data)` for each that arrives."""
+    async def open_datagrams(
+        self, ip: IP | None, port: int, received: Received, failed: Callable[[Endpoint, int], None] | None = None
+    ) -> Datagrams:
+        """UDP inside the tunnel from `port` (0: any one) of `ip`, or of every own address.
+
+        received: called with each datagram that arrives. failed: called with a target and the errno that a
+        datagram to it met, here or there. ListenError: the port is taken, or the address is not ours.
+        """
         req = self._request()
-        flow = Datagrams(self._native, self._forget_datagrams, req, received)
+        flow = Datagrams(self._native, self._forget_datagrams, req, received, failed)
         self._datagrams[req] = flow
         try:
             self._native.udp_open(req, ip.packed if ip else b"", port)
@@ -258,14 +273,20 @@ class Engine:
             raise
         if number:
             self._datagrams.pop(req, None)
-            raise ListenError(f"tailnet UDP port {port} cannot be opened: {os.strerror(number)}")
+            text = os.strerror(number)
+            error = ListenError(f"tailnet UDP port {port} cannot be opened: {text}; try another port, or 0 for any")
+            error.errno = number
+            raise error
         return flow
 
     async def ping(self, ip: IP, *, size: int = PING_BYTES, timeout_s: float = 5.0) -> float:
-        """Round-trip seconds of an ICMP echo inside the tunnel. TimedOut when none comes back."""
+        """Round-trip seconds of an ICMP echo of `size` bytes inside the tunnel.
+
+        TimedOut: no answer. DialError with its errno: the request could not leave (EMSGSIZE, no such peer).
+        """
         req = self._request()
         future: asyncio.Future[int] = self._loop.create_future()
-        self._pings[req] = future
+        self._pings[req] = (future, ip)
         try:
             self._native.ping(req, ip.packed, size)
             async with asyncio.timeout(timeout_s):
@@ -322,7 +343,7 @@ class Engine:
         for future, target in list(self._connects.values()):
             if not future.done():
                 future.set_exception(dial_error(errno.ENETDOWN, target))
-        for waiting in [*self._starts.values(), *self._pings.values()]:
+        for waiting in [*self._starts.values(), *(future for future, _ in self._pings.values())]:
             waiting.cancel()
         for listener in list(self._listeners.values()):
             listener.close()
@@ -424,8 +445,11 @@ class Engine:
         elif number and self._pending:
             self._ended[flow] = number
 
-    def _on_listening(self, req: int, number: int) -> None:
+    def _on_listening(self, req: int, number: int, port: int) -> None:
         future = self._starts.get(req)
+        flow = self._datagrams.get(req)
+        if flow is not None and not number:
+            flow.port = port
         if future is not None and not future.done():
             future.set_result(number)
 
@@ -458,15 +482,24 @@ class Engine:
         if self.on_handshake is not None:
             self.on_handshake(self._key(key), bool(ok))
 
-    def _on_ping(self, req: int, rtt_ns: int) -> None:
-        future = self._pings.get(req)
-        if future is not None and not future.done():
+    def _on_ping(self, req: int, rtt_ns: int, number: int) -> None:
+        future, ip = self._pings.get(req, (None, None))
+        if future is None or ip is None or future.done():
+            return
+        if number:
+            future.set_exception(_ping_error(number, ip))
+        else:
             future.set_result(rtt_ns)
 
-    def _on_udp(self, req: int, ip: bytes, port: int, data: bytes) -> None:
+    def _on_udp(self, req: int, ip: bytes, port: int, to: bytes, key: bytes, data: bytes) -> None:
         flow = self._datagrams.get(req)
         if flow is not None:
-            flow.received(from_packed(ip), port, data)
+            flow.received(Datagram(data, Endpoint(from_packed(ip), port), from_packed(to), self._key(key)))
+
+    def _on_udp_error(self, req: int, ip: bytes, port: int, number: int) -> None:
+        flow = self._datagrams.get(req)
+        if flow is not None and flow.failed is not None:
+            flow.failed(Endpoint(from_packed(ip), port), number)
 
     def _on_lost(self, count: int) -> None:
         self.lost_count += count

@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from typing import Self
+from typing import NamedTuple, Self
 
 from meshnode.base.addr import IP, Endpoint
+from meshnode.base.keys import NodePublic
 from meshnode.engine import _native
 from meshnode.engine.flow import TunnelSocket
 
@@ -66,6 +67,21 @@ class Listener:
         self._arrived.set()
 
 
+class Datagram(NamedTuple):
+    """One UDP datagram that arrived through the tunnel."""
+
+    data: bytes
+    source: Endpoint
+    """Who sent it; its address belongs to `peer_key`, WireGuard has proved that."""
+    to: IP
+    """Which of our addresses it was sent to."""
+    peer_key: NodePublic
+    """The peer's WireGuard key; our own for what we sent ourselves."""
+
+
+Received = Callable[[Datagram], None]
+
+
 class Datagrams:
     """One UDP port of the tunnel."""
 
@@ -74,18 +90,26 @@ class Datagrams:
         native: _native.Engine,
         forget: Callable[[int], None],
         req: int,
-        received: Callable[[IP, int, bytes], None],
+        received: Received,
+        failed: Callable[[Endpoint, int], None] | None = None,
     ) -> None:
         self._native = native
         self._forget = forget
         self._req = req
         self._closed = False
         self.received = received
+        self.failed = failed
+        self.port = 0
+        """The port it has, once open."""
 
-    def send(self, ip: IP, port: int, data: bytes) -> None:
-        """Send one datagram; as with UDP, nothing says whether it arrives."""
-        if not self._closed:
-            self._native.udp_send(self._req, ip.packed, port, data)
+    def send(self, ip: IP, port: int, data: bytes, source: IP | None = None) -> bool:
+        """Send one datagram, from our address `source` if we have several.
+
+        As with UDP, nothing says whether it arrives. False: the engine has too much to do, it is dropped.
+        """
+        if self._closed:
+            return False
+        return self._native.udp_send(self._req, ip.packed, port, source.packed if source else b"", data)
 
     def close(self) -> None:
         """Give the port back. Idempotent."""

@@ -1,7 +1,7 @@
 """The answers of a running node on its unix socket.
 
-Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip= /paths?mode= /logout ; POST /dial?host=&port= upgrades
-to the raw bytes of a tunnel connection. Only the node's own user and root are served (0600 and
+Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip=&kind=&size= /paths?mode= /logout ; POST /dial?host=&port=
+upgrades to the raw bytes of a tunnel connection. Only the node's own user and root are served (0600 and
 SO_PEERCRED). At most CONNECTIONS_MAX callers at once; more wait in the listen backlog.
 """
 
@@ -133,7 +133,10 @@ class LocalApi:
 
     async def _ping(self, question: Question) -> Any:
         target = _wanted(question, "ip")
-        return (await self._node.ping(target, timeout=_seconds(question, 5.0))).to_json()
+        kind, size = question.query.get("kind", "disco"), question.query.get("size", "56")
+        if kind not in ("disco", "icmp") or not size.isascii() or not size.isdigit() or int(size) > 65535:
+            raise Malformed(400, "kind is disco or icmp, size 0 to 65535")
+        return (await self._node.ping(target, timeout=_seconds(question, 5.0), kind=kind, size=int(size))).to_json()
 
     async def _paths(self, question: Question) -> Any:
         self._node.set_paths(_wanted(question, "mode"))

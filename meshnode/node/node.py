@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl as ssl_module
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.base.addr import IP, parse_ip, split_host_port
@@ -28,25 +27,22 @@ from meshnode.node.status import Identity, Pong, Status
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
+from meshnode.tunnel.network import PING_BYTES, PING_TIMEOUT_S, Inside, Network
 
 if TYPE_CHECKING:
-    from meshnode.engine.flow import TunnelSocket
-    from meshnode.engine.listener import Listener
     from meshnode.node.house import House
-    from meshnode.tunnel.listener import Callback, Server
-    from meshnode.tunnel.streams import TunnelWriter
 
 _log = get_logger("node")
 READY_TIMEOUT_S: Final = 60.0
-CONNECT_TIMEOUT_S: Final = 10.0
-PING_TIMEOUT_S: Final = 5.0
 LOGOUT_S: Final = 3.0
 """What an ephemeral node spends on saying good-bye; then control's own timeout removes it."""
-BACKLOG: Final = 1024
 
 
-class Node:
-    """A node of a tailnet. Enter it to start, leave it to stop."""
+class Node(Network):
+    """A node of a tailnet. Enter it to start, leave it to stop.
+
+    What can be done inside the tailnet (connect, listen, datagrams) is `Network`'s.
+    """
 
     def __init__(
         self,
@@ -71,6 +67,7 @@ class Node:
         plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
+        super().__init__()
         problem, self.control_url = check_control_url(control_url)
         if problem:
             raise ConfigError(f"control_url: {problem}")
@@ -95,7 +92,6 @@ class Node:
         self._broadcast = Broadcast()
         self._names: Names | None = None
         self._failure: asyncio.Future[MeshError] | None = None
-        self._doors: list[Server | Listener] = []
         self._is_closed = False
         self._is_logged_out = False
 
@@ -146,12 +142,7 @@ class Node:
         if self._is_closed:
             return
         self._is_closed = True
-        for door in self._doors:
-            door.close()
-        servers, self._doors = self._doors, []
-        for server in servers:
-            if (end := getattr(server, "aclose", None)) is not None:
-                await end()
+        await self._close_doors()
         house, scope = self._house, self._scope
         if house is not None:
             await house.drain()
@@ -203,54 +194,6 @@ class Node:
             raise ConfigError(f"paths: {paths!r} is none of auto, relay")
         self._running().wiring.set_paths(paths)
         self.paths = paths
-
-    # --- connections ---
-
-    async def connect(self, host: str | IP, port: int, *, timeout: float | None = CONNECT_TIMEOUT_S) -> TunnelSocket:
-        """A connected TunnelSocket to a name (short or full) or address of the tailnet. DialError says why not."""
-        return await self._running().dialer.dial(host, port, timeout=timeout)
-
-    async def open_connection(
-        self,
-        host: str | IP,
-        port: int,
-        *,
-        ssl: ssl_module.SSLContext | None = None,
-        server_hostname: str | None = None,
-        timeout: float | None = CONNECT_TIMEOUT_S,
-        limit: int = 65536,
-    ) -> tuple[asyncio.StreamReader, TunnelWriter]:
-        """As asyncio.open_connection, inside the tailnet."""
-        from meshnode.tunnel.streams import open_streams
-
-        sock = await self.connect(host, port, timeout=timeout)
-        return await open_streams(sock, ssl=ssl, server_hostname=server_hostname or str(host), limit=limit)
-
-    async def listen(self, port: int, *, host: str | IP | None = None, backlog: int = BACKLOG) -> Listener:
-        """An async iterator of accepted TunnelSockets on our addresses (or `host`, one of them). Close it."""
-        address = parse_ip(host) if isinstance(host, str) else host
-        listener = await self._running().engine.listen(address, port, backlog)
-        self._doors.append(listener)
-        return listener
-
-    async def start_server(
-        self,
-        callback: Callback,
-        port: int,
-        *,
-        host: str | IP | None = None,
-        ssl: ssl_module.SSLContext | None = None,
-        backlog: int = BACKLOG,
-        limit: int = 65536,
-    ) -> Server:
-        """As asyncio.start_server, on a port of our tailnet addresses."""
-        from meshnode.tunnel.listener import Server as TunnelServer
-
-        listener = await self.listen(port, host=host, backlog=backlog)
-        self._doors.remove(listener)
-        server = TunnelServer(listener, callback, ssl=ssl, limit=limit)
-        self._doors.append(server)
-        return server
 
     # --- knowledge ---
 
@@ -307,15 +250,33 @@ class Node:
             raise NameNotFound(f"{host} belongs to no node this one sees")
         return found
 
-    async def ping(self, host: str | IP, *, timeout: float = PING_TIMEOUT_S) -> Pong:
-        """Reach a peer by the path of the moment, without the tunnel. TimedOut if no pong comes."""
-        return await self._running().ping(str(host), timeout)
+    async def ping(
+        self, host: str | IP, *, timeout: float = PING_TIMEOUT_S, kind: str = "disco", size: int = PING_BYTES
+    ) -> Pong:
+        """Reach a peer. TimedOut if no pong comes within `timeout` seconds.
+
+        kind: "disco" by the path of the moment, without the tunnel; "icmp" an echo of `size` bytes inside it, which
+        the peer's rules must allow.
+        """
+        if kind == "disco":
+            return await self._running().ping(str(host), timeout)
+        if kind != "icmp":
+            raise ConfigError(f"ping: {kind!r} is none of disco, icmp")
+        ip, seconds = await self._echo(str(host), timeout, size)
+        owner = self.names().owner(ip)
+        if owner is None:
+            raise NameNotFound(f"{host} belongs to no node this one sees")
+        return Pong(owner, ip, seconds, None, is_self=ip in self.addresses, kind=kind)
 
     def events(self) -> Subscription:
         """What happens from now on; bounded, a slow reader is told what it missed."""
         return self._broadcast.subscribe()
 
     # --- inside ---
+
+    def _inside(self) -> Inside:
+        house = self._running()
+        return Inside(house.engine, house.dialer)
 
     def _running(self) -> House:
         if self._house is None or self._is_closed:

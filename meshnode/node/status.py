@@ -239,13 +239,15 @@ class Pong:
     ip: IP
     latency_s: float
     endpoint: Endpoint | None
-    """None: it came by relay `region`, or from ourselves."""
+    """None: it came by relay `region`, from ourselves, or through the tunnel."""
     region: int = 0
     region_code: str = ""
     is_self: bool = False
+    kind: str = "disco"
+    """"icmp": an echo inside the tunnel."""
 
     def to_json(self) -> dict[str, Any]:
-        """As ipnstate.PingResult."""
+        """As ipnstate.PingResult, and its kind."""
         return {
             "IP": str(self.ip),
             "NodeIP": str(self.node.ips[0]) if self.node.ips else "",
@@ -256,4 +258,5 @@ class Pong:
             "DERPRegionID": self.region,
             "DERPRegionCode": self.region_code,
             "IsLocalIP": self.is_self,
+            "Kind": self.kind,
         }

@@ -81,7 +81,7 @@ int mn_commands_push(struct mn_commands *q, const struct mn_command *cmd)
         struct mn_command gone = *cmd;
         mn_command_done(&gone);
     }
-    return err == -ENOBUFS ? 0 : err;
+    return err == -ENOBUFS ? MN_COMMAND_DROPPED : err;
 }
 
 void mn_commands_wake(struct mn_commands *q)

@@ -36,7 +36,7 @@ enum mn_command_kind {
     MN_CMDS,
 };
 
-enum { MN_COMMANDS_MAX = 4096, MN_COMMAND_PACKET_BYTES = 4 << 20 };
+enum { MN_COMMANDS_MAX = 4096, MN_COMMAND_PACKET_BYTES = 4 << 20, MN_COMMAND_DROPPED = 1 };
 
 struct mn_prefix {
     struct mn_ip ip;
@@ -50,7 +50,10 @@ struct mn_command {
     uint32_t number; /* backlog, payload size, keep-alive seconds */
     uint64_t req;
     struct mn_ep ep;
-    uint8_t key[32];
+    union {
+        uint8_t key[32];
+        struct mn_ip from; /* UDP_SEND: which of our addresses; zero: any */
+    };
     uint8_t *blob;
     size_t len;
 };
@@ -70,7 +73,7 @@ int mn_commands_init(struct mn_commands *q);
 void mn_commands_destroy(struct mn_commands *q);
 
 /* Take `cmd` and its blob over. -EAGAIN: full (the blob is freed). A packet beyond the byte bound is
- * dropped, counted, and 0 returned: packets may be lost. */
+ * dropped, counted, and MN_COMMAND_DROPPED returned: packets may be lost. */
 int mn_commands_push(struct mn_commands *q, const struct mn_command *cmd);
 /* Wake the engine whatever it does. */
 void mn_commands_wake(struct mn_commands *q);

@@ -59,9 +59,9 @@ uint64_t mn_requests_listener(const struct mn_engine *e, uint32_t listener)
     return h != NULL ? h->req : 0;
 }
 
-static void tell_listening(struct mn_engine *e, uint64_t req, int err)
+static void tell_listening(struct mn_engine *e, uint64_t req, int err, uint16_t port)
 {
-    struct mn_event ev = {.kind = MN_EV_LISTENING, .req = req, .err = err};
+    struct mn_event ev = {.kind = MN_EV_LISTENING, .req = req, .err = err, .local.port = port};
     (void)mn_events_post(&e->events, &ev);
 }
 
@@ -79,7 +79,7 @@ static void run_listen(struct mn_engine *e, const struct mn_command *cmd)
     int err = h == NULL ? -EMFILE : mn_tcp_listen(e->stack, ip_or_any(cmd), cmd->ep.port, half_open, &h->id);
     if (err == 0)
         h->req = cmd->req;
-    tell_listening(e, cmd->req, -err);
+    tell_listening(e, cmd->req, -err, cmd->ep.port);
 }
 
 static void run_unlisten(struct mn_engine *e, const struct mn_command *cmd)
@@ -100,14 +100,26 @@ static void run_udp_open(struct mn_engine *e, const struct mn_command *cmd)
     int err = h == NULL ? -EMFILE : mn_udp_open(e->stack, ip_or_any(cmd), cmd->ep.port, &h->id);
     if (err == 0)
         h->req = cmd->req;
-    tell_listening(e, cmd->req, -err);
+    tell_listening(e, cmd->req, -err, err == 0 ? mn_udp_port(e->stack, h->id) : 0);
+}
+
+static void tell_udp_error(struct mn_engine *e, uint64_t req, const struct mn_ep *to, int err)
+{
+    struct mn_event ev = {.kind = MN_EV_UDP_ERROR, .req = req, .err = err, .remote = *to};
+    (void)mn_events_post_hint(&e->events, &ev);
 }
 
 static void run_udp_send(struct mn_engine *e, const struct mn_command *cmd)
 {
     struct mn_handle *h = find_req(e->requests.datagrams, e->requests.n_datagrams, cmd->req);
-    if (h == NULL || cmd->req == 0 || mn_udp_send(e->stack, h->id, NULL, &cmd->ep, cmd->blob, cmd->len, e->now_ns) < 0)
-        e->stats.command_errors++;
+    const struct mn_ip *from = mn_ip_is_zero(&cmd->from) ? NULL : &cmd->from;
+    int err = h == NULL || cmd->req == 0 ? -EBADF
+                                         : mn_udp_send(e->stack, h->id, from, &cmd->ep, cmd->blob, cmd->len, e->now_ns);
+    if (err == 0)
+        return;
+    e->stats.command_errors++;
+    if (err != -EBADF)
+        tell_udp_error(e, cmd->req, &cmd->ep, -err);
 }
 
 static void run_udp_close(struct mn_engine *e, const struct mn_command *cmd)
@@ -127,8 +139,13 @@ static void run_ping(struct mn_engine *e, const struct mn_command *cmd)
     struct mn_ping *p = &r->pings[seq % MN_PINGS_MAX];
     *p = (struct mn_ping){.req = cmd->req, .sent_ns = mn_clock_ns(), .seq = seq};
     size_t len = cmd->number < sizeof zeros ? cmd->number : sizeof zeros;
-    if (mn_ping_send(e->stack, &cmd->ep.ip, r->ping_id, seq, zeros, len, e->now_ns) < 0)
-        e->stats.command_errors++;
+    int err = mn_ping_send(e->stack, &cmd->ep.ip, r->ping_id, seq, zeros, len, e->now_ns);
+    if (err == 0)
+        return;
+    struct mn_event ev = {.kind = MN_EV_PING, .req = cmd->req, .err = -err};
+    p->req = 0;
+    e->stats.command_errors++;
+    (void)mn_events_post(&e->events, &ev);
 }
 
 static void on_ping_reply(void *ctx, uint16_t id, uint16_t seq, const struct mn_ip *from, const uint8_t *payload,
@@ -153,11 +170,21 @@ static void on_udp_deliver(void *ctx, uint32_t udp, const struct mn_ep *from, co
     if (h == NULL)
         return;
     ev.req = h->req;
+    memcpy(ev.key, mn_tunnel_key(e, mn_wg_route(e->wg, &from->ip)), sizeof ev.key);
     mn_events_post_data(&e->events, MN_LANE_DATAGRAM, &ev, data, len);
+}
+
+static void on_udp_error(void *ctx, uint32_t udp, const struct mn_ep *to, int err)
+{
+    struct mn_engine *e = ctx;
+    const struct mn_handle *h = find_id(e->requests.datagrams, e->requests.n_datagrams, udp);
+    if (h != NULL)
+        tell_udp_error(e, h->req, to, err);
 }
 
 void mn_requests_set_stack_ops(struct mn_stack_ops *ops)
 {
+    ops->udp_error = on_udp_error;
     ops->udp_deliver = on_udp_deliver;
     ops->ping_reply = on_ping_reply;
 }

@@ -117,6 +117,8 @@ static void step(struct reader *r, struct mn_engine *engines[2])
     mn_wg_public_key(other->wg, cmd.key);
     if ((first & 0x20) != 0)
         cmd.key[0] ^= 1;
+    if (cmd.kind == MN_CMD_UDP_SEND && (first & 0x20) == 0)
+        memset(&cmd.from, 0, sizeof cmd.from);
     if (cmd.kind == MN_CMD_SET_PATH && (first & 0x40) == 0)
         cmd.ep.port = 0;
     if (has_blob(cmd.kind))

@@ -473,6 +473,58 @@ static void test_ping(void)
     stop();
 }
 
+static uint64_t open_udp(int side, uint64_t req, uint16_t port, uint16_t *bound)
+{
+    struct mn_command cmd = {.kind = MN_CMD_UDP_OPEN, .req = req, .ep.port = port};
+    push(side, cmd);
+    struct mn_event *ev = await_event(side, MN_EV_LISTENING);
+    CHECK_INT(ev->req, req);
+    CHECK_INT(ev->err, 0);
+    *bound = ev->local.port;
+    return req;
+}
+
+static void send_udp(int side, uint64_t req, struct mn_ip to, uint16_t port, const struct mn_ip *from)
+{
+    struct mn_command cmd = {.kind = MN_CMD_UDP_SEND, .req = req, .ep = {to, port}, .blob = malloc(3), .len = 3};
+    if (cmd.blob == NULL)
+        abort();
+    memcpy(cmd.blob, "abc", 3);
+    if (from != NULL)
+        cmd.from = *from;
+    push(side, cmd);
+}
+
+static void test_datagrams_and_their_errors(void)
+{
+    uint16_t here, there;
+    struct mn_ip a = address(A), b = address(B);
+    start(MN_MODE_DIRECT);
+    uint64_t client = open_udp(A, 11, 0, &here), server = open_udp(B, 12, 53, &there);
+    CHECK(here != 0);
+    CHECK_INT(there, 53);
+    send_udp(A, client, b, 53, &a);
+    struct mn_event *ev = await_event(B, MN_EV_UDP);
+    uint8_t key[32];
+    key_of(A, key);
+    CHECK_INT(ev->req, server);
+    CHECK_INT(ev->remote.port, here);
+    CHECK(mn_ip_equal(&ev->remote.ip, &a) && mn_ip_equal(&ev->local.ip, &b) && memcmp(ev->key, key, 32) == 0);
+    send_udp(A, client, b, 54, NULL); /* nothing listens: the peer says so */
+    ev = await_event(A, MN_EV_UDP_ERROR);
+    CHECK(ev->req == client && ev->err == ECONNREFUSED && ev->remote.port == 54);
+    struct mn_ip nobody = b;
+    nobody.b[15] ^= 0x40;
+    send_udp(B, server, nobody, 53, NULL);
+    ev = await_event(B, MN_EV_UDP_ERROR);
+    CHECK(ev->req == server && ev->err == EHOSTUNREACH && mn_ip_equal(&ev->remote.ip, &nobody));
+    struct mn_command ping = {.kind = MN_CMD_PING, .req = 13, .number = 56, .ep.ip = nobody};
+    push(A, ping);
+    ev = await_event(A, MN_EV_PING);
+    CHECK(ev->req == 13 && ev->err == EHOSTUNREACH);
+    stop();
+}
+
 static void test_removed_peer(void)
 {
     int client, server;
@@ -594,6 +646,7 @@ int main(void)
     RUN(test_a_peer_equal_to_us_is_gone);
     RUN(test_hints_are_throttled);
     RUN(test_ping);
+    RUN(test_datagrams_and_their_errors);
     RUN(test_removed_peer);
     RUN(test_many_connections);
     RUN(test_threads_questions_and_stop);

@@ -148,6 +148,10 @@ def test_every_question_has_an_answer(tmp_path: Path) -> None:
                 pong = await node.say("ping", "other", "--until-direct")
                 assert "pong from other (" in pong and " via " in pong.splitlines()[-1]
                 assert "DERP" not in pong.splitlines()[-1]
+                echo = await node.say("ping", "--icmp", "--size", "100", "other")
+                assert echo.startswith(f"pong from other ({other.addresses[0]}) via ICMP in "), echo
+                code, _, err = await node.ask("ping", "--icmp", "--size", "1300", "other")
+                assert code == 40 and "too long" in err
                 result = json.loads(await node.say("ping", "--json", "-c", "1", str(other.addresses[0])))
                 assert result["NodeName"] == "other" and result["LatencySeconds"] > 0
                 code, out, err = await node.ask("dns", "nobody")

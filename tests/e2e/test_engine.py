@@ -23,6 +23,7 @@ from meshnode.base.keys import NodePrivate
 from meshnode.engine import _native
 from meshnode.engine.engine import Engine
 from meshnode.engine.flow import TunnelSocket
+from meshnode.engine.listener import Datagram
 from tests.e2e.engines import (
     LOOPS,
     PATH_BOTH,
@@ -311,15 +312,21 @@ def test_ping_and_its_timeout(loop: str) -> None:
 def test_datagrams() -> None:
     async def work() -> None:
         async with pair() as (a, b):
-            arrived: asyncio.Queue[tuple[Any, int, bytes]] = asyncio.Queue()
-            answered: asyncio.Queue[tuple[Any, int, bytes]] = asyncio.Queue()
-            server = await b.engine.open_datagrams(None, 53, lambda *got: arrived.put_nowait(got))
-            client = await a.engine.open_datagrams(a.ip4, 0, lambda *got: answered.put_nowait(got))
+            arrived: asyncio.Queue[Datagram] = asyncio.Queue()
+            answered: asyncio.Queue[Datagram] = asyncio.Queue()
+            errors: asyncio.Queue[tuple[Endpoint, int]] = asyncio.Queue()
+            server = await b.engine.open_datagrams(None, 53, arrived.put_nowait)
+            client = await a.engine.open_datagrams(
+                a.ip4, 0, answered.put_nowait, lambda *error: errors.put_nowait(error)
+            )
+            assert server.port == 53 and client.port != 0
             client.send(b.ip4, 53, b"who?")
-            ip, port, data = await arrived.get()
-            assert (ip, data) == (a.ip4, b"who?")
-            server.send(ip, port, b"me")
-            assert await answered.get() == (b.ip4, 53, b"me")
+            got = await arrived.get()
+            assert got == (b"who?", Endpoint(a.ip4, client.port), b.ip4, a.key)
+            server.send(got.source.ip, got.source.port, b"me", got.to)
+            assert await answered.get() == (b"me", Endpoint(b.ip4, 53), a.ip4, b.key)
+            client.send(b.ip4, 54, b"anyone?")
+            assert await errors.get() == (Endpoint(b.ip4, 54), errno.ECONNREFUSED)
             server.close()
             client.close()
 

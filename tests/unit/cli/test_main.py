@@ -44,6 +44,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["capability", "--spec", "x", "--token", ""], 2, "token: is empty  (--token)"),
         (["capability", "--spec", "x", "--token", "t", "--port", "0"], 2, "port: 0 is no port; use 1 to 65535"),
         (["ping", "db", "-c", "0"], 2, "--count 0: send at least one ping"),
+        (["ping", "db", "--icmp", "--until-direct"], 2, "leave out --until-direct"),
     ],
 )
 def test_misuse(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:

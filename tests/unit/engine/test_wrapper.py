@@ -18,6 +18,7 @@ from meshnode.base.keys import NodePublic
 from meshnode.engine import _native
 from meshnode.engine.engine import Engine, dial_error
 from meshnode.engine.flow import TunnelSocket
+from meshnode.engine.listener import Datagram
 
 KEY = bytes(range(32))
 HERE, THERE = IPv4Address("100.64.0.1"), IPv4Address("100.64.0.2")
@@ -154,7 +155,7 @@ def test_listener_is_bounded_and_ends() -> None:
         starting = asyncio.ensure_future(engine.listen(None, 80, backlog=2))
         req = await request_of(native, "listen")
         assert native.calls[-1] == ("listen", req, b"", 80, 2)
-        serve(engine, native, (_native.EV_LISTENING, req, 0))
+        serve(engine, native, (_native.EV_LISTENING, req, 0, 80))
         listener = await starting
         pairs = [socket.socketpair() for _ in range(3)]
         serve(engine, native, *(flow_event(_native.EV_ACCEPTED, req, i, p[1].detach()) for i, p in enumerate(pairs)))
@@ -176,7 +177,7 @@ def test_listen_refused() -> None:
     async def work(engine: Engine, native: FakeNative) -> None:
         starting = asyncio.ensure_future(engine.listen(HERE, 80))
         req = await request_of(native, "listen")
-        serve(engine, native, (_native.EV_LISTENING, req, errno.EADDRINUSE))
+        serve(engine, native, (_native.EV_LISTENING, req, errno.EADDRINUSE, 0))
         with pytest.raises(ListenError, match="port 80") as caught:
             await starting
         assert caught.value.errno == errno.EADDRINUSE
@@ -274,5 +275,41 @@ def test_closing_fails_what_waits() -> None:
             await attempt
         with pytest.raises(DialError, match="closed"):
             await engine.connect(THERE, 80)
+
+    run(work)
+
+
+def test_datagrams_carry_who_and_where_and_errors_find_their_port() -> None:
+    async def work(engine: Engine, native: FakeNative) -> None:
+        got: list[Any] = []
+        opening = asyncio.ensure_future(engine.open_datagrams(None, 0, got.append, lambda *error: got.append(error)))
+        req = await request_of(native, "udp_open")
+        serve(engine, native, (_native.EV_LISTENING, req, 0, 40000))
+        flow = await opening
+        assert flow.port == 40000
+        serve(engine, native, (_native.EV_UDP, req, THERE.packed, 53, HERE.packed, KEY, b"x"))
+        serve(engine, native, (_native.EV_UDP_ERROR, req, THERE.packed, 53, errno.ECONNREFUSED))
+        assert got == [
+            Datagram(b"x", Endpoint(THERE, 53), HERE, NodePublic(KEY)),
+            (Endpoint(THERE, 53), errno.ECONNREFUSED),
+        ]
+        flow.send(THERE, 53, b"y", HERE)
+        assert native.calls[-1] == ("udp_send", req, THERE.packed, 53, HERE.packed, b"y")
+        flow.close()
+        assert native.calls[-1] == ("udp_close", req)
+        assert flow.send(THERE, 53, b"z") is False
+        serve(engine, native, (_native.EV_UDP, req, THERE.packed, 53, HERE.packed, KEY, b"late"))
+        assert len(got) == 2
+
+    run(work)
+
+
+def test_a_ping_that_cannot_leave_says_why() -> None:
+    async def work(engine: Engine, native: FakeNative) -> None:
+        attempt = asyncio.ensure_future(engine.ping(THERE))
+        req = await request_of(native, "ping")
+        serve(engine, native, (_native.EV_PING, req, 0, errno.EHOSTUNREACH))
+        with pytest.raises(PeerOffline, match=r"100\.64\.0\.2 cannot be reached"):
+            await attempt
 
     run(work)
