@@ -14,6 +14,7 @@
 #include <openssl/crypto.h>
 
 #include "engine/engine.h"
+#include "tcp/cc.h"
 
 enum { TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX, KEY_LEN = 32, PACKET_MAX = 65507, LIMIT_MAX = 65536 };
 
@@ -124,12 +125,12 @@ static int ask(struct mn_engine *e, struct mn_command *cmd, struct mn_answer *ou
 
 static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"private_key", "port", "mtu", "bind4", "bind6", "timestamp_floor", NULL};
+    static char *names[] = {"private_key", "port", "mtu", "bind4", "bind6", "timestamp_floor", "congestion", NULL};
     const char *key = "", *bind4 = NULL, *bind6 = NULL, *floor = "";
     Py_ssize_t key_len = 0, bind4_len = 0, bind6_len = 0, floor_len = 0;
     int port = 0, mtu = 1280;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#:Engine", names, &key, &key_len, &port, &mtu, &bind4,
-                                     &bind4_len, &bind6, &bind6_len, &floor, &floor_len))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#z:Engine", names, &key, &key_len, &port, &mtu, &bind4,
+                                     &bind4_len, &bind6, &bind6_len, &floor, &floor_len, &c->cc))
         return -1;
     if (take_key(c->private_key, key, key_len) != 0 || take_port(&c->sockets.port, port) != 0)
         return -1;
@@ -142,6 +143,10 @@ static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwa
     }
     if (mtu < MN_MTU_MIN || mtu > MN_MTU_MAX) {
         PyErr_Format(PyExc_ValueError, "mtu %d is outside %d..%d", mtu, MN_MTU_MIN, MN_MTU_MAX);
+        return -1;
+    }
+    if (mn_cc_find(c->cc) == NULL) {
+        PyErr_Format(PyExc_ValueError, "congestion control %s is unknown; there are cubic and newreno", c->cc);
         return -1;
     }
     c->sockets.use4 = c->sockets.use6 = true;

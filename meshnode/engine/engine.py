@@ -130,10 +130,13 @@ class Engine:
         bind4: IPv4Address | None = None,
         bind6: IPv6Address | None = None,
         timestamp_floor: bytes = b"",
+        congestion: str | None = None,
     ) -> Engine:
         """Bind the UDP sockets and start the thread. OSError if no socket binds (EADDRINUSE: port taken).
 
         timestamp_floor: the last handshake timestamp of an earlier run, from `last_timestamp`.
+        congestion: how TCP shares a path: "cubic" (RFC 9438, the default) or "newreno" (RFC 5681), to compare with;
+        ValueError for any other.
         """
         native = _native.Engine(
             private_key=private.reveal(),
@@ -142,6 +145,7 @@ class Engine:
             bind4=bind4.packed if bind4 else None,
             bind6=bind6.packed if bind6 else None,
             timestamp_floor=timestamp_floor,
+            congestion=congestion,
         )
         loop = asyncio.get_running_loop()
         engine = cls(native, loop)

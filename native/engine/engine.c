@@ -53,7 +53,7 @@ static int make_cores(struct mn_engine *e, const struct mn_engine_config *config
     struct mn_wg_ops wg_ops = {.ctx = e};
     struct mn_wg_config wg_config = {.mtu = e->mtu};
     struct mn_stack_ops stack_ops = {.ctx = e};
-    struct mn_stack_config stack_config = {.mtu = e->mtu, .max_conns = MN_FLOWS_MAX};
+    struct mn_stack_config stack_config = {.mtu = e->mtu, .max_conns = MN_FLOWS_MAX, .cc = config->cc};
     mn_tunnel_set_wg_ops(&wg_ops);
     mn_tunnel_set_stack_ops(&stack_ops);
     mn_bridges_set_ops(&stack_ops);

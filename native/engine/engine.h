@@ -29,6 +29,7 @@ struct mn_engine_config {
     uint8_t private_key[32];
     struct mn_sock_config sockets;
     size_t mtu;
+    const char *cc; /* congestion control, a name tcp/cc.c knows; NULL: the default */
     bool has_floor;
     uint8_t timestamp_floor[12];
 };

@@ -6,6 +6,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "hystart.h"
+
 enum {
     MN_CC_MAX_WINDOW = 1 << 28,
     MN_CC_INITIAL_SEGMENTS = 10, /* RFC 6928 */
@@ -13,6 +15,8 @@ enum {
 
 struct mn_cc;
 
+/* What one ACK, or a batch of them, says. Passed by pointer: an algorithm that works from delivery rates (BBR) finds
+ * its samples in more fields here, and the others never notice. */
 struct mn_cc_ack {
     uint32_t bytes;      /* newly delivered: acknowledged cumulatively, or selectively for the first time */
     uint32_t flight;     /* bytes believed to be in the network before this ACK */
@@ -21,7 +25,7 @@ struct mn_cc_ack {
     uint64_t min_rtt_ns; /* shortest of the connection; 0: none yet */
     uint64_t srtt_ns;
     uint64_t now_ns;
-    bool is_limited; /* the window, not the application, held the sender back */
+    bool is_limited; /* the window or the pacing gate held the sender back, not the application nor the peer's window */
 };
 
 /* The window during fast recovery is loss.c's (proportional rate reduction): between on_loss and on_recovered an
@@ -40,19 +44,62 @@ struct mn_cc_ops {
     uint64_t (*pacing_rate)(const struct mn_cc *cc, uint64_t srtt_ns);
 };
 
+struct mn_reno {
+    uint64_t acked; /* bytes towards the next step of congestion avoidance */
+};
+
+/* A stage of congestion avoidance: from its first ACK to the next reduction. */
+struct mn_cubic_stage {
+    uint64_t start_ns;      /* 0: begins with the next ACK; time the application wasted is taken off by moving it */
+    uint32_t w_max, origin; /* plateau asked for by the last reduction, and the one of this stage; bytes */
+    uint32_t k;             /* time to the plateau, in units of 2^-13 s */
+    uint32_t w_est;         /* what Reno would have by now */
+    uint32_t prior;         /* window before the last reduction */
+    uint64_t est_rest;      /* of w_est, below one byte */
+};
+
+struct mn_cubic {
+    struct mn_cubic_stage stage, before; /* before: for undo */
+    struct mn_hystart hystart;
+    uint64_t rest; /* of cwnd, below one byte */
+    uint64_t acked_at;
+};
+
 struct mn_cc {
     const struct mn_cc_ops *ops;
     uint32_t mss, cwnd, ssthresh;          /* bytes */
     uint32_t before_cwnd, before_ssthresh; /* the last reduction's, for undo; 0: nothing to undo */
-    uint64_t own[16];                      /* the algorithm's */
+    uint64_t min_rtt_ns;                   /* as the last ACK told it */
+    union {                                /* the algorithm's */
+        struct mn_reno reno;
+        struct mn_cubic cubic;
+    } own;
 };
 
-extern const struct mn_cc_ops mn_cc_newreno;
+extern const struct mn_cc_ops mn_cc_newreno, mn_cc_cubic;
 
-static inline void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss)
+/* NULL: the default. Returns NULL for a name nobody has. */
+const struct mn_cc_ops *mn_cc_find(const char *name);
+void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss);
+/* For the algorithms: the pacing rate that follows from the window; what every reduction begins with; its end. */
+uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns);
+void mn_cc_remember(struct mn_cc *cc);
+bool mn_cc_restore(struct mn_cc *cc); /* false: there is nothing to undo */
+
+static inline bool mn_cc_in_slow_start(const struct mn_cc *cc)
 {
-    *cc = (struct mn_cc){.ops = ops, .mss = mss, .cwnd = MN_CC_INITIAL_SEGMENTS * mss, .ssthresh = MN_CC_MAX_WINDOW};
-    ops->start(cc);
+    return cc->cwnd < cc->ssthresh;
+}
+
+static inline uint32_t mn_cc_clamp(uint64_t window)
+{
+    return window > MN_CC_MAX_WINDOW ? MN_CC_MAX_WINDOW : (uint32_t)window;
+}
+
+/* Slow start: up to the threshold and no farther, however much one ACK stands for. */
+static inline void mn_cc_grow(struct mn_cc *cc, uint32_t bytes)
+{
+    cc->cwnd = bytes < cc->ssthresh - cc->cwnd ? cc->cwnd + bytes : cc->ssthresh;
 }
 
 #endif

@@ -58,7 +58,7 @@ static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct
             c->rcv.size = 65535;
     }
     mn_conn_set_mss(s, c, g->mss);
-    mn_cc_start(&c->cc, &mn_cc_newreno, c->snd.mss);
+    mn_cc_start(&c->cc, s->cc, c->snd.mss);
     c->rcv.irs = g->seq;
     c->rcv.nxt = c->rcv.read = g->seq + 1;
     c->rcv.edge = c->rcv.nxt + (c->rcv.size < 65535 ? c->rcv.size : 65535);

@@ -252,6 +252,7 @@ struct mn_loopback {
 struct mn_stack {
     struct mn_stack_ops ops;
     struct mn_stack_config cfg;
+    const struct mn_cc_ops *cc; /* of new connections */
     uint64_t now;
     int depth;
     struct mn_stack_stats stats;

@@ -154,7 +154,7 @@ static struct mn_conn *promote(struct mn_stack *s, struct mn_half *h, const stru
     }
     c->ts = (struct mn_stamps){h->has_ts, h->ts_recent, h->ts_offset, h->irs + 1, s->now};
     mn_conn_set_mss(s, c, h->mss);
-    mn_cc_start(&c->cc, &mn_cc_newreno, c->snd.mss);
+    mn_cc_start(&c->cc, s->cc, c->snd.mss);
     c->rcv.irs = h->irs;
     c->rcv.nxt = c->rcv.read = h->irs + 1;
     c->rcv.edge = c->rcv.nxt + first_window(s);

@@ -2,11 +2,6 @@
  * segments: receivers here acknowledge whole batches. */
 #include "cc.h"
 
-static uint32_t clamp_window(uint64_t w)
-{
-    return w > MN_CC_MAX_WINDOW ? MN_CC_MAX_WINDOW : (uint32_t)w;
-}
-
 static uint32_t half_of(const struct mn_cc *cc, uint32_t flight)
 {
     return flight / 2 > 2 * cc->mss ? flight / 2 : 2 * cc->mss;
@@ -14,37 +9,33 @@ static uint32_t half_of(const struct mn_cc *cc, uint32_t flight)
 
 static void start(struct mn_cc *cc)
 {
-    cc->own[0] = 0; /* bytes acknowledged towards the next step of congestion avoidance */
+    cc->own.reno = (struct mn_reno){0};
 }
 
 static void on_ack(struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
+    struct mn_reno *r = &cc->own.reno;
+    cc->min_rtt_ns = ack->min_rtt_ns;
     if (!ack->is_limited)
         return;
-    if (cc->cwnd < cc->ssthresh) {
-        cc->cwnd = clamp_window((uint64_t)cc->cwnd + ack->bytes);
+    if (mn_cc_in_slow_start(cc)) {
+        mn_cc_grow(cc, ack->bytes);
         return;
     }
-    cc->own[0] += ack->bytes;
-    while (cc->own[0] >= cc->cwnd) {
-        cc->own[0] -= cc->cwnd;
-        cc->cwnd = clamp_window((uint64_t)cc->cwnd + cc->mss);
+    r->acked += ack->bytes;
+    while (r->acked >= cc->cwnd) {
+        r->acked -= cc->cwnd;
+        cc->cwnd = mn_cc_clamp((uint64_t)cc->cwnd + cc->mss);
     }
-}
-
-static void remember(struct mn_cc *cc)
-{
-    cc->before_cwnd = cc->cwnd;
-    cc->before_ssthresh = cc->ssthresh;
 }
 
 static void on_loss(struct mn_cc *cc, uint32_t flight, uint64_t now_ns)
 {
     (void)now_ns;
-    remember(cc);
+    mn_cc_remember(cc);
     cc->ssthresh = half_of(cc, flight);
     cc->cwnd = cc->ssthresh;
-    cc->own[0] = 0;
+    cc->own.reno.acked = 0;
 }
 
 static void on_recovered(struct mn_cc *cc, uint64_t now_ns)
@@ -57,28 +48,17 @@ static void on_timeout(struct mn_cc *cc, uint32_t flight, bool is_first, uint64_
 {
     (void)now_ns;
     if (is_first) {
-        remember(cc);
+        mn_cc_remember(cc);
         cc->ssthresh = half_of(cc, flight);
     }
     cc->cwnd = cc->mss;
-    cc->own[0] = 0;
+    cc->own.reno.acked = 0;
 }
 
 static void undo(struct mn_cc *cc, uint64_t now_ns)
 {
     (void)now_ns;
-    if (cc->before_cwnd == 0)
-        return;
-    cc->cwnd = cc->cwnd > cc->before_cwnd ? cc->cwnd : cc->before_cwnd;
-    cc->ssthresh = cc->before_ssthresh;
-    cc->before_cwnd = 0;
-}
-
-static uint64_t pacing_rate(const struct mn_cc *cc, uint64_t srtt_ns)
-{
-    (void)cc;
-    (void)srtt_ns;
-    return 0;
+    mn_cc_restore(cc);
 }
 
 static void on_idle(struct mn_cc *cc, uint64_t idle_ns, uint64_t now_ns)
@@ -100,5 +80,5 @@ const struct mn_cc_ops mn_cc_newreno = {
     .on_timeout = on_timeout,
     .on_idle = on_idle,
     .undo = undo,
-    .pacing_rate = pacing_rate,
+    .pacing_rate = mn_cc_pace_window,
 };

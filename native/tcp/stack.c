@@ -40,7 +40,8 @@ struct mn_stack *mn_stack_create(const struct mn_stack_ops *ops, const struct mn
     s->now = now_ns;
     s->free_first = s->free_last = MN_NO_SLOT;
     s->runs = calloc(MN_RUNS, sizeof *s->runs);
-    if (s->runs == NULL || !mn_secret_start(s)) {
+    s->cc = mn_cc_find(s->cfg.cc);
+    if (s->runs == NULL || s->cc == NULL || !mn_secret_start(s)) {
         mn_stack_destroy(s);
         return NULL;
     }

@@ -73,8 +73,10 @@ struct mn_stack_config {
     uint32_t max_time_wait; /* 32768 */
     uint32_t rcvbuf_max;    /* 4 MiB */
     uint32_t sndbuf_max;    /* 4 MiB */
+    const char *cc;         /* congestion control: "cubic"; "newreno" */
 };
 
+/* NULL: no memory, or nobody has that congestion control. */
 struct mn_stack *mn_stack_create(const struct mn_stack_ops *ops, const struct mn_stack_config *config, uint64_t now_ns);
 void mn_stack_destroy(struct mn_stack *s); /* silent: no packet, no upcall */
 

@@ -564,6 +564,13 @@ def test_interpreter_ends_cleanly(body: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_congestion_control_has_a_name() -> None:
+    for name in ("cubic", "newreno"):
+        _native.Engine(private_key=os.urandom(32), congestion=name).close(1.0)
+    with pytest.raises(ValueError, match="vegas is unknown; there are cubic and newreno"):
+        _native.Engine(private_key=os.urandom(32), congestion="vegas")
+
+
 @pytest.mark.parametrize(
     "call",
     [
