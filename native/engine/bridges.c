@@ -234,6 +234,13 @@ static bool announce(struct mn_engine *e, struct mn_bridge *flow, uint8_t kind, 
 
 /* ---- upcalls ---- */
 
+static bool on_may_accept(void *ctx, uint32_t listener)
+{
+    struct mn_engine *e = ctx;
+    (void)listener;
+    return mn_events_has_room(&e->events) && e->flows.count < MN_FLOWS_MAX;
+}
+
 static void on_accepted(void *ctx, uint32_t conn, uint32_t listener)
 {
     struct mn_engine *e = ctx;
@@ -335,6 +342,7 @@ static void on_closed(void *ctx, uint32_t conn, int err)
 
 void mn_bridges_set_ops(struct mn_stack_ops *ops)
 {
+    ops->tcp_may_accept = on_may_accept;
     ops->tcp_accepted = on_accepted;
     ops->tcp_connected = on_connected;
     ops->tcp_failed = on_failed;

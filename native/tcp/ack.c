@@ -30,13 +30,28 @@ void mn_ack_owe_duplicate(struct mn_stack *s, struct mn_conn *c)
     mn_conn_mark(s, c);
 }
 
+void mn_ack_note_ecn(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
+{
+    bool was = c->ecn_echo;
+    if ((g->flags & MN_TCP_CWR) != 0)
+        c->ecn_echo = false;
+    if (g->ecn == MN_ECN_CE) {
+        s->stats.tcp_ecn_ce++;
+        c->ecn_echo = true;
+    }
+    if (c->ecn_echo == was)
+        return;
+    c->ack.now = true; /* the sender should know within one round trip */
+    mn_conn_mark(s, c);
+}
+
 /* ---- sending ---- */
 
 /* An ACK that names the early ranges (RFC 2018 4). */
 static int send_blocks(struct mn_stack *s, struct mn_conn *c)
 {
     uint32_t edge;
-    struct mn_segment g = {.seq = c->snd.nxt, .ack = c->rcv.nxt, .flags = MN_TCP_ACK, .wscale = -1};
+    struct mn_segment g = {.seq = c->snd.nxt, .ack = c->rcv.nxt, .flags = mn_conn_ack_flags(c), .wscale = -1};
     g.wnd = (uint16_t)mn_receive_window(c, &edge);
     g.has_ts = c->ts.on;
     g.tsval = mn_conn_ts_now(s, c);
@@ -92,9 +107,9 @@ void mn_ack_send(struct mn_stack *s, struct mn_conn *c, bool with_data)
     struct mn_acking *a = &c->ack;
     if (with_data)
         ack_is_sent(s, c, true);
-    if (c->may_sack && a->duplicates == 0 && (c->rcv.early.has_twice || c->rcv.early.untold > 0))
-        a->duplicates = 1; /* data carries no blocks */
-    else if (!with_data && a->duplicates == 0 && ack_is_due(s, c))
+    /* Data carries no blocks. */
+    bool has_news = c->may_sack && (c->rcv.early.has_twice || c->rcv.early.untold > 0);
+    if (a->duplicates == 0 && (has_news || (!with_data && ack_is_due(s, c))))
         a->duplicates = 1;
     /* One per early segment: without SACK the peer counts them. */
     while (a->duplicates > 0) {

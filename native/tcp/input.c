@@ -41,6 +41,22 @@ void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c)
 
 /* ---- opening ---- */
 
+bool mn_tcp_may_agree_on_ecn(const struct mn_stack *s, const struct mn_segment *syn)
+{
+    const uint8_t both = MN_TCP_ECE | MN_TCP_CWR;
+    return s->cfg.ecn != MN_ECN_OFF && (syn->flags & both) == both && syn->ecn == MN_ECN_NONE;
+}
+
+/* A SYN asks with both flags and a SYN-ACK agrees with one; both on a SYN-ACK come from peers that merely reflect
+ * (RFC 3168 6.1.1). A SYN whose packet is marked went through something that rewrites marks. */
+static bool agrees_on_ecn(const struct mn_stack *s, const struct mn_conn *c, const struct mn_segment *g)
+{
+    uint8_t flags = g->flags & (MN_TCP_ECE | MN_TCP_CWR);
+    if ((g->flags & MN_TCP_ACK) != 0)
+        return c->ecn_asked && flags == MN_TCP_ECE;
+    return mn_tcp_may_agree_on_ecn(s, g);
+}
+
 static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
     c->ts.on = g->has_ts;
@@ -49,6 +65,7 @@ static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct
         c->ts.recent_at = s->now;
     }
     c->may_sack = g->may_sack; /* ours always does */
+    c->ecn_on = agrees_on_ecn(s, c, g);
     c->snd.has_scale = g->wscale >= 0;
     if (c->snd.has_scale) {
         c->snd.shift = (uint8_t)g->wscale;
@@ -285,8 +302,11 @@ static void arrive_synchronized(struct mn_stack *s, struct mn_conn *c, const str
     } else if (!mn_tcp_take_ack(s, c, g)) {
         return;
     }
-    if (!c->is_dead && c->state != MN_CLOSED)
-        arrive_text(s, c, g);
+    if (c->is_dead || c->state == MN_CLOSED)
+        return;
+    if (c->ecn_on && g->len > 0)
+        mn_ack_note_ecn(s, c, g);
+    arrive_text(s, c, g);
 }
 
 void mn_tcp_arrive(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
@@ -316,7 +336,7 @@ static void arrive_nowhere(struct mn_stack *s, uint32_t peer, const struct mn_pa
     const struct mn_port *l = is_syn ? mn_ports_find(&s->listeners, &t->local, t->lport) : NULL;
     if (l != NULL && (g->flags & (MN_TCP_RST | MN_TCP_FIN)) == 0)
         mn_listen_input(s, peer, t, g, l->id, min_iss);
-    else
+    else if (!mn_listen_cookie_input(s, peer, t, g))
         mn_tcp_send_reset_for(s, t, g);
 }
 

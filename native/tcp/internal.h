@@ -44,7 +44,9 @@ enum {
     MN_ECHO_PER_S = 1000,
     MN_ERRORS_PER_S = 100,
     MN_PEER_ERRORS_PER_S = 10,
-    MN_BUCKETS = 64, /* peers share them by slot: a bound, not an account */
+    MN_BUCKETS = 64,    /* peers share them by slot: a bound, not an account */
+    MN_HALF_SHARE = 16, /* half-open records a peer may have whatever the backlog */
+    MN_HALF_LOOK = 16,  /* records looked at to find one that gives way */
     MN_SYN_RETRIES = 6,
     MN_SYN_ACK_RETRIES = 5,
     MN_KEEP_PROBES = 4,
@@ -178,8 +180,11 @@ struct mn_conn {
     uint8_t state;
     bool is_unsent; /* the SYN found no packet buffer yet */
     bool is_passive, is_orphan, is_dead, is_dirty, is_blocked, is_linked;
-    bool may_sack; /* both sides' SYNs permitted selective acknowledgements */
-    uint8_t run;   /* index + 1 into the stack's runs */
+    bool may_sack;  /* both sides' SYNs permitted selective acknowledgements */
+    bool ecn_on;    /* both sides' SYNs agreed to (RFC 3168 6.1.1) */
+    bool ecn_asked; /* our SYN asked for it */
+    bool ecn_echo;  /* congestion was met on the way here: ECE until the peer says CWR */
+    uint8_t run;    /* index + 1 into the stack's runs */
     uint8_t keep_probes, syn_tries, challenges;
     int soft_error;
     struct mn_send snd;
@@ -205,8 +210,9 @@ struct mn_half {
     uint32_t iss, irs, ts_recent, ts_offset, wnd;
     uint16_t mss;
     int8_t wscale;
-    bool has_ts, may_sack;
+    bool has_ts, may_sack, ecn_on;
     uint8_t tries;
+    uint8_t owner; /* place in half_by_peer */
     uint64_t sent_at;
 };
 
@@ -241,6 +247,7 @@ struct mn_slot {
 
 struct mn_listener {
     uint32_t backlog, half_open;
+    uint64_t cookies_until; /* when the last cookie of this listener is too old; 0: none was sent */
 };
 
 struct mn_loopback {
@@ -278,6 +285,7 @@ struct mn_stack {
     struct mn_ports listeners;
     struct mn_listener *listener_data; /* beside the slots of listeners */
     struct mn_half *half_first, *half_last;
+    uint32_t half_by_peer[MN_BUCKETS];
     struct mn_wait *wait_first, *wait_last;
 
     struct mn_conn *dirty_first, *dirty_last; /* to be served before the turn ends */
@@ -319,11 +327,23 @@ bool mn_kernel_input(struct mn_stack *s, uint32_t peer, const struct mn_packet *
 enum mn_secret_purpose {
     MN_SECRET_ISN = 1,
     MN_SECRET_PORT,
+    MN_SECRET_COOKIE,
 };
 bool mn_secret_start(struct mn_stack *s);
 void mn_secret_stop(struct mn_stack *s);
 uint64_t mn_secret_number(struct mn_stack *s, const struct mn_tuple *t, enum mn_secret_purpose purpose);
 uint32_t mn_secret_isn(struct mn_stack *s, const struct mn_tuple *t, uint32_t *ts_offset);
+/* What a SYN cookie proves: that we sent it, for this tuple, this first number of the peer and this time. */
+uint32_t mn_secret_cookie(struct mn_stack *s, const struct mn_tuple *t, uint32_t irs, uint64_t detail);
+
+/* syncookie.c: half-open connections that the peer remembers for us (RFC 4987 3.6) */
+#define MN_COOKIE_PERIOD (60 * MN_SECOND)
+uint32_t mn_syncookie_make(struct mn_stack *s, const struct mn_tuple *t, uint32_t irs, uint16_t mss);
+/* iss as an ACK acknowledges it. False: no cookie of ours, or too old. */
+bool mn_syncookie_check(struct mn_stack *s, const struct mn_tuple *t, uint32_t irs, uint32_t iss, uint16_t *mss);
+/* A timestamp not after now that carries what the SYN offered. */
+uint32_t mn_syncookie_stamp(uint32_t now, const struct mn_half *h);
+void mn_syncookie_unstamp(uint32_t stamp, struct mn_half *h);
 
 /* demux.c */
 struct mn_node *mn_demux_find(const struct mn_demux *d, const struct mn_tuple *t);
@@ -393,6 +413,7 @@ uint32_t mn_receive_window(const struct mn_conn *c,
 /* input.c */
 void mn_tcp_arrive(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
 void mn_tcp_note_stamp(struct mn_stack *s, struct mn_conn *c, uint32_t seq, uint32_t tsval, uint32_t tsecr);
+bool mn_tcp_may_agree_on_ecn(const struct mn_stack *s, const struct mn_segment *syn);
 void mn_tcp_peer_finished(struct mn_stack *s, struct mn_conn *c); /* its FIN is in order */
 void mn_tcp_input(struct mn_stack *s, uint32_t peer, const struct mn_packet *p);
 void mn_tcp_send_reset_for(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g);
@@ -417,7 +438,14 @@ void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c);
 /* acked.c */
 bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
 
+static inline uint8_t mn_conn_ack_flags(const struct mn_conn *c)
+{
+    return c->ecn_echo ? MN_TCP_ACK | MN_TCP_ECE : MN_TCP_ACK;
+}
+
 /* ack.c */
+/* The ECN bits of an acceptable segment with data (RFC 3168 6.1.3). */
+void mn_ack_note_ecn(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
 /* [first, end) came although we had it (RFC 2883). */
 void mn_ack_note_twice(struct mn_stack *s, struct mn_conn *c, uint32_t first, uint32_t end);
 /* A segment came early or twice. */
@@ -427,6 +455,8 @@ void mn_ack_send(struct mn_stack *s, struct mn_conn *c, bool with_data);
 /* listen.c */
 void mn_listen_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t, const struct mn_segment *g,
                      uint32_t listener, uint32_t min_iss);
+/* The ACK of a handshake that was not remembered. False: it is none. */
+bool mn_listen_cookie_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t, const struct mn_segment *g);
 void mn_half_input(struct mn_stack *s, struct mn_half *h, uint32_t peer, const struct mn_segment *g);
 void mn_half_on_deadline(struct mn_stack *s, struct mn_half *h);
 void mn_half_free(struct mn_stack *s, struct mn_half *h);

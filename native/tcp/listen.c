@@ -1,4 +1,5 @@
-/* Passive opens: a SYN becomes a small record, and only the handshake's last ACK a connection. Both are bounded. */
+/* Passive opens: a SYN becomes a small record, and only the handshake's last ACK a connection. Both are bounded; where
+ * there is no room for a record, or one peer has filled its share, the peer remembers for us (SYN cookies). */
 #include <errno.h>
 #include <stdlib.h>
 
@@ -27,6 +28,7 @@ void mn_half_free(struct mn_stack *s, struct mn_half *h)
     struct mn_listener *l = listener_of(s, h->listener);
     if (l != NULL)
         l->half_open--;
+    s->half_by_peer[h->owner]--;
     if (h->prev != NULL)
         h->prev->next = h->next;
     else
@@ -47,7 +49,8 @@ static bool make_room(struct mn_stack *s, const struct mn_listener *l, uint32_t 
     bool is_own = l->half_open >= l->backlog;
     if (!is_own && s->stats.tcp_half_open < s->cfg.max_half_open)
         return true;
-    for (struct mn_half *h = s->half_first; h != NULL && h->tries > 0; h = h->next) {
+    int looked = 0;
+    for (struct mn_half *h = s->half_first; h != NULL && h->tries > 0 && looked < MN_HALF_LOOK; h = h->next, looked++) {
         if (is_own && h->listener != listener)
             continue;
         mn_half_free(s, h);
@@ -55,6 +58,13 @@ static bool make_room(struct mn_stack *s, const struct mn_listener *l, uint32_t 
     }
     s->stats.tcp_half_open_full++;
     return false;
+}
+
+/* One peer's flood must not take the places of the others, nor push their records out. */
+static bool has_share(const struct mn_stack *s, const struct mn_listener *l, uint32_t peer)
+{
+    uint32_t share = l->backlog / 4 < MN_HALF_SHARE ? MN_HALF_SHARE : l->backlog / 4;
+    return s->half_by_peer[peer % MN_BUCKETS] < share;
 }
 
 /* ---- segments ---- */
@@ -71,19 +81,26 @@ static uint32_t first_window(const struct mn_stack *s)
     return size < 65535 ? size : 65535;
 }
 
-static void send_syn_ack(struct mn_stack *s, struct mn_half *h)
+static void emit_syn_ack(struct mn_stack *s, const struct mn_half *h, uint32_t tsval)
 {
     struct mn_segment g = {.seq = h->iss, .ack = h->irs + 1, .flags = MN_TCP_SYN | MN_TCP_ACK};
+    if (h->ecn_on)
+        g.flags |= MN_TCP_ECE;
     g.mss = mn_conn_advertised_mss(s, &h->node.tuple);
     g.wscale = -1;
     if (h->wscale >= 0)
         g.wscale = (int8_t)mn_conn_shift(s);
     g.may_sack = h->may_sack;
     g.has_ts = h->has_ts;
-    g.tsval = half_ts(s, h);
+    g.tsval = tsval;
     g.tsecr = h->ts_recent;
     g.wnd = (uint16_t)first_window(s);
     mn_tcp_emit(s, &h->node.tuple, &g);
+}
+
+static void send_syn_ack(struct mn_stack *s, struct mn_half *h)
+{
+    emit_syn_ack(s, h, half_ts(s, h));
     mn_timers_arm(&s->timers, &h->timer, s->now + (MN_RTO_INITIAL_NS << h->tries));
 }
 
@@ -97,12 +114,45 @@ static void send_ack(struct mn_stack *s, struct mn_half *h)
     mn_tcp_emit(s, &h->node.tuple, &g);
 }
 
+static void take_offers(const struct mn_stack *s, struct mn_half *h, const struct mn_segment *g)
+{
+    h->irs = g->seq;
+    h->mss = g->mss;
+    h->wscale = g->wscale;
+    h->has_ts = g->has_ts;
+    h->ts_recent = g->tsval;
+    h->may_sack = g->may_sack;
+    h->ecn_on = mn_tcp_may_agree_on_ecn(s, g);
+}
+
+static void answer_with_cookie(struct mn_stack *s, struct mn_listener *l, const struct mn_tuple *t,
+                               const struct mn_segment *g, uint32_t min_iss)
+{
+    struct mn_half h = {.node.tuple = *t};
+    mn_secret_isn(s, t, &h.ts_offset);
+    take_offers(s, &h, g);
+    h.iss = mn_syncookie_make(s, t, h.irs, h.mss);
+    if (min_iss != 0 && mn_seq_lt(h.iss, min_iss))
+        return; /* inside the numbers of a connection that just ended: a later SYN finds others */
+    if (!h.has_ts) {
+        h.wscale = -1; /* nothing would bring it back */
+        h.may_sack = h.ecn_on = false;
+    }
+    l->cookies_until = s->now + 2 * MN_COOKIE_PERIOD;
+    s->stats.tcp_cookies_sent++;
+    emit_syn_ack(s, &h, mn_syncookie_stamp(half_ts(s, &h), &h));
+}
+
 void mn_listen_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t, const struct mn_segment *g,
                      uint32_t listener, uint32_t min_iss)
 {
     struct mn_listener *l = listener_of(s, listener);
-    if (l == NULL || !make_room(s, l, listener))
+    if (l == NULL)
         return;
+    if (!has_share(s, l, peer) || !make_room(s, l, listener)) {
+        answer_with_cookie(s, l, t, g, min_iss);
+        return;
+    }
     struct mn_half *h = calloc(1, sizeof *h);
     if (h == NULL) {
         s->stats.tcp_no_memory++;
@@ -118,17 +168,14 @@ void mn_listen_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t
     h->timer.kind = MN_DEADLINE_HALF;
     h->listener = listener;
     h->peer = peer;
-    h->irs = g->seq;
+    h->owner = (uint8_t)(peer % MN_BUCKETS);
+    take_offers(s, h, g);
     h->iss = mn_secret_isn(s, t, &h->ts_offset);
     if (min_iss != 0 && mn_seq_lt(h->iss, min_iss))
         h->iss = min_iss; /* beyond what the connection before it in TIME-WAIT used */
-    h->mss = g->mss;
-    h->wscale = g->wscale;
-    h->has_ts = g->has_ts;
-    h->may_sack = g->may_sack;
-    h->ts_recent = g->tsval;
     h->sent_at = s->now;
     l->half_open++;
+    s->half_by_peer[h->owner]++;
     s->stats.tcp_half_open++;
     link_last(s, h);
     send_syn_ack(s, h);
@@ -136,14 +183,19 @@ void mn_listen_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t
 
 /* ---- the last step ---- */
 
-static struct mn_conn *promote(struct mn_stack *s, struct mn_half *h, const struct mn_segment *g)
+static struct mn_conn *promote(struct mn_stack *s, const struct mn_half *h, const struct mn_segment *g)
 {
     int err;
+    if (s->ops.tcp_may_accept != NULL && !s->ops.tcp_may_accept(s->ops.ctx, h->listener)) {
+        s->stats.tcp_accept_full++;
+        return NULL;
+    }
     struct mn_conn *c = mn_conn_new(s, &h->node.tuple, &err);
     if (c == NULL)
         return NULL;
     c->is_passive = true;
     c->may_sack = h->may_sack;
+    c->ecn_on = h->ecn_on;
     c->state = MN_ESTABLISHED;
     mn_conn_start_sequence(s, c, h->iss);
     c->snd.una = c->snd.nxt = h->iss + 1;
@@ -171,18 +223,51 @@ static struct mn_conn *promote(struct mn_stack *s, struct mn_half *h, const stru
     return c;
 }
 
+static void hand_over(struct mn_stack *s, struct mn_conn *c, uint32_t peer, uint32_t listener,
+                      const struct mn_segment *g)
+{
+    c->peer = peer;
+    s->stats.tcp_accepted++;
+    s->ops.tcp_accepted(s->ops.ctx, c->id, listener);
+    if (!c->is_dead)
+        mn_tcp_arrive(s, c, g);
+}
+
 static void complete(struct mn_stack *s, struct mn_half *h, uint32_t peer, const struct mn_segment *g)
 {
     uint32_t listener = h->listener;
     struct mn_conn *c = promote(s, h, g);
     if (c == NULL)
         return; /* full: the peer sends again */
-    c->peer = peer;
     mn_half_free(s, h);
-    s->stats.tcp_accepted++;
-    s->ops.tcp_accepted(s->ops.ctx, c->id, listener);
-    if (!c->is_dead)
-        mn_tcp_arrive(s, c, g);
+    hand_over(s, c, peer, listener, g);
+}
+
+bool mn_listen_cookie_input(struct mn_stack *s, uint32_t peer, const struct mn_tuple *t, const struct mn_segment *g)
+{
+    const struct mn_port *p = mn_ports_find(&s->listeners, &t->local, t->lport);
+    struct mn_listener *l = p == NULL ? NULL : listener_of(s, p->id);
+    if (l == NULL || s->now >= l->cookies_until || (g->flags & (MN_TCP_ACK | MN_TCP_SYN | MN_TCP_RST)) != MN_TCP_ACK)
+        return false;
+    struct mn_half h = {.node.tuple = *t, .listener = p->id, .irs = g->seq - 1, .iss = g->ack - 1};
+    if (!mn_syncookie_check(s, t, h.irs, h.iss, &h.mss)) {
+        /* No reset: with the ACK of the handshake lost, a later segment of an honest peer looks like this too. */
+        s->stats.tcp_cookies_refused++;
+        return true;
+    }
+    mn_secret_isn(s, t, &h.ts_offset);
+    h.tries = 1; /* unknown: no round trip was measured */
+    h.wscale = -1;
+    h.has_ts = g->has_ts;
+    h.ts_recent = g->tsval;
+    if (h.has_ts)
+        mn_syncookie_unstamp(g->tsecr, &h);
+    struct mn_conn *c = promote(s, &h, g);
+    if (c == NULL)
+        return true;
+    s->stats.tcp_cookies_taken++;
+    hand_over(s, c, peer, p->id, g);
+    return true;
 }
 
 void mn_half_input(struct mn_stack *s, struct mn_half *h, uint32_t peer, const struct mn_segment *g)
@@ -199,10 +284,12 @@ void mn_half_input(struct mn_stack *s, struct mn_half *h, uint32_t peer, const s
     }
     if ((g->flags & MN_TCP_SYN) != 0) {
         /* The same again: our answer was lost. Another: if it is real, our ACK makes the peer reset this one. */
-        if (g->seq == h->irs && (g->flags & MN_TCP_ACK) == 0)
+        if (g->seq == h->irs && (g->flags & MN_TCP_ACK) == 0) {
+            h->ecn_on = h->ecn_on && mn_tcp_may_agree_on_ecn(s, g); /* it may have stopped asking */
             send_syn_ack(s, h);
-        else
+        } else {
             send_ack(s, h);
+        }
         return;
     }
     if ((g->flags & MN_TCP_ACK) == 0)

@@ -113,6 +113,12 @@ void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c)
     g.has_ts = !is_answer || c->ts.on;
     g.tsval = mn_conn_ts_now(s, c);
     g.may_sack = !is_answer || c->may_sack;
+    /* Asked once only: a SYN that came to nothing may have met a network that drops those (RFC 3168 6.1.1.1). */
+    c->ecn_asked = !is_answer && s->cfg.ecn == MN_ECN_ASK && c->syn_tries == 0;
+    if (c->ecn_asked)
+        g.flags |= MN_TCP_ECE | MN_TCP_CWR;
+    else if (is_answer && c->ecn_on)
+        g.flags |= MN_TCP_ECE;
     g.wscale = -1;
     if (!is_answer || c->snd.has_scale)
         g.wscale = (int8_t)c->rcv.shift;
@@ -158,7 +164,7 @@ int mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq)
 {
     struct mn_cut k;
     prepare_cut(s, c, &k);
-    return cut_segment(s, c, &k, seq, 0, MN_TCP_ACK);
+    return cut_segment(s, c, &k, seq, 0, mn_conn_ack_flags(c));
 }
 
 /* ---- the stream ---- */
@@ -173,7 +179,7 @@ struct burst {
 /* Send n bytes from seq, and the FIN if it comes right behind them. */
 static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, uint32_t seq, uint32_t n)
 {
-    uint8_t flags = MN_TCP_ACK;
+    uint8_t flags = mn_conn_ack_flags(c);
     if (!b->is_ready)
         prepare_cut(s, c, &b->cut);
     b->is_ready = true;

@@ -16,6 +16,8 @@ static bool is_plain(const struct mn_conn *c, const struct mn_segment *g, uint32
         return false;
     if (mn_seq_lt(c->rcv.edge, g->seq + g->len))
         return false;
+    if (g->ecn == MN_ECN_CE && c->ecn_on && !c->ecn_echo)
+        return false; /* the first mark changes what ACKs say */
     return mn_seq_le(c->snd.una, g->ack) && mn_seq_le(g->ack, c->snd.nxt);
 }
 

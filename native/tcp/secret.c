@@ -25,21 +25,34 @@ void mn_secret_stop(struct mn_stack *s)
     OPENSSL_cleanse(s->secret, sizeof s->secret);
 }
 
-uint64_t mn_secret_number(struct mn_stack *s, const struct mn_tuple *t, enum mn_secret_purpose purpose)
+static uint64_t number(struct mn_stack *s, const struct mn_tuple *t, enum mn_secret_purpose purpose, uint32_t irs,
+                       uint64_t detail)
 {
-    uint8_t in[37], out[8] = {0};
+    uint8_t in[49], out[8] = {0};
     size_t n = 0;
     memcpy(in, t->local.b, 16);
     memcpy(in + 16, t->remote.b, 16);
     mn_store16(in + 32, t->lport);
     mn_store16(in + 34, t->rport);
     in[36] = (uint8_t)purpose;
+    mn_store32(in + 37, irs);
+    memcpy(in + 41, &detail, 8);
     if (EVP_MAC_init(s->mac_ctx, s->secret, sizeof s->secret, NULL) != 1 ||
         EVP_MAC_update(s->mac_ctx, in, sizeof in) != 1 || EVP_MAC_final(s->mac_ctx, out, &n, sizeof out) != 1)
         s->ops.random(s->ops.ctx, out, sizeof out); /* unguessable still, only no longer rising per tuple */
     uint64_t v;
     memcpy(&v, out, sizeof v);
     return v;
+}
+
+uint64_t mn_secret_number(struct mn_stack *s, const struct mn_tuple *t, enum mn_secret_purpose purpose)
+{
+    return number(s, t, purpose, 0, 0);
+}
+
+uint32_t mn_secret_cookie(struct mn_stack *s, const struct mn_tuple *t, uint32_t irs, uint64_t detail)
+{
+    return (uint32_t)number(s, t, MN_SECRET_COOKIE, irs, detail);
 }
 
 uint32_t mn_secret_isn(struct mn_stack *s, const struct mn_tuple *t, uint32_t *ts_offset)

@@ -45,6 +45,9 @@ struct mn_stack_ops {
     /* The peer that owns dst, MN_PEER_NONE when nobody does (connect then fails at once). */
     uint32_t (*route)(void *ctx, const struct mn_ip *dst);
 
+    /* Could the application take one more from this listener? If not, the handshake stays as it is and the peer asks
+     * again. May be NULL: always. */
+    bool (*tcp_may_accept)(void *ctx, uint32_t listener);
     void (*tcp_accepted)(void *ctx, uint32_t conn, uint32_t listener); /* handshake done on a passive open */
     void (*tcp_connected)(void *ctx, uint32_t conn);
     void (*tcp_failed)(void *ctx, uint32_t conn, int err); /* ECONNREFUSED ETIMEDOUT EHOSTUNREACH EACCES ECONNABORTED */
@@ -65,6 +68,15 @@ struct mn_stack_ops {
     void (*to_kernel)(void *ctx, const struct mn_packet *p);
 };
 
+/* ECN of our own connections (RFC 3168). */
+enum mn_ecn_mode {
+    /* Agree when asked, never ask. Most paths between members mark nothing, and a network on the way that drops or
+     * mangles marked packets then does no harm that the other side did not choose. */
+    MN_ECN_ACCEPT,
+    MN_ECN_OFF,
+    MN_ECN_ASK, /* ask on every first SYN */
+};
+
 /* 0 in a field: the default. */
 struct mn_stack_config {
     size_t mtu;             /* 1280; at least 576 */
@@ -74,6 +86,7 @@ struct mn_stack_config {
     uint32_t rcvbuf_max;    /* 4 MiB */
     uint32_t sndbuf_max;    /* 4 MiB */
     const char *cc;         /* congestion control: "cubic"; "newreno" */
+    uint8_t ecn;            /* enum mn_ecn_mode */
 };
 
 /* NULL: no memory, or nobody has that congestion control. */
@@ -102,7 +115,9 @@ void mn_stack_on_deadline(struct mn_stack *s, uint64_t now_ns);
 /* TCP. local_or_null: source address (port by us). The SYN leaves before connect returns. */
 int mn_tcp_connect(struct mn_stack *s, const struct mn_ep *remote, const struct mn_ip *local_or_null, uint32_t *conn,
                    uint64_t now_ns);
-/* addr_or_null: every own address. port 0: one is chosen (mn_tcp_listener_port). backlog: half-open bound, 0 = 1024. */
+/* addr_or_null: every own address. port 0: one is chosen (mn_tcp_listener_port). backlog: half-open bound, 0 = 1024.
+ * Beyond it, and for a peer that holds more than a quarter of it, SYNs are answered without being remembered (RFC 4987
+ * 3.6): such connections have large windows, SACK and ECN only if the peer sends timestamps. */
 int mn_tcp_listen(struct mn_stack *s, const struct mn_ip *addr_or_null, uint16_t port, unsigned backlog,
                   uint32_t *listener);
 void mn_tcp_unlisten(struct mn_stack *s, uint32_t listener); /* accepted connections live on */
@@ -188,7 +203,13 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(tcp_opened)                                                                                                      \
     X(tcp_accepted)                                                                                                    \
     X(to_kernel)                                                                                                       \
-    X(tcp_half_open_full) X(tcp_conns_full) X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
+    X(tcp_half_open_full)                                                                                              \
+    X(tcp_cookies_sent)                                                                                                \
+    X(tcp_cookies_taken)                                                                                               \
+    X(tcp_cookies_refused)                                                                                             \
+    X(tcp_accept_full)                                                                                                 \
+    X(tcp_ecn_ce)                                                                                                      \
+    X(tcp_conns_full) X(tcp_time_wait_full) X(tcp_keepalives) X(tcp_probes) X(tcp_no_memory)
 
 struct mn_stack_stats {
 #define X(name) uint64_t name;

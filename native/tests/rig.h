@@ -40,8 +40,8 @@ struct rig {
     uint8_t udp_data[RIG_MTU];
     size_t udp_len;
     uint16_t ping_id, ping_seq;
-    bool close_on_data, abort_on_accept;
-    struct mn_segment seen; /* the last segment read back */
+    bool close_on_data, abort_on_accept, is_full; /* is_full: the application accepts no more */
+    struct mn_segment seen;                       /* the last segment read back */
     struct mn_packet seen_packet;
     uint8_t sent[RIG_MTU];
 };
@@ -76,6 +76,13 @@ static uint32_t rig_route(void *ctx, const struct mn_ip *dst)
 {
     struct rig *r = ctx;
     return mn_ip_equal(dst, &r->peer4) || mn_ip_equal(dst, &r->peer6) ? RIG_PEER : MN_PEER_NONE;
+}
+
+static bool rig_may_accept(void *ctx, uint32_t listener)
+{
+    struct rig *r = ctx;
+    CHECK_INT(listener, r->listener);
+    return !r->is_full;
 }
 
 static void rig_accepted(void *ctx, uint32_t conn, uint32_t listener)
@@ -279,6 +286,7 @@ static inline void rig_start_with(struct rig *r, const struct mn_stack_config *c
         .out_begin = rig_out_begin,
         .out_commit = rig_out_commit,
         .route = rig_route,
+        .tcp_may_accept = rig_may_accept,
         .tcp_accepted = rig_accepted,
         .tcp_connected = rig_connected,
         .tcp_failed = rig_failed,
@@ -350,9 +358,18 @@ static inline size_t rig_build(struct rig *r, uint8_t *out, const struct mn_segm
     memcpy(out + n, g->data, g->len);
     mn_packet_write_header(header, &from.ip, &to.ip, MN_PROTO_TCP, tcp);
     memcpy(out, header, ip);
+    mn_packet_set_ecn(out, g->ecn);
     mn_store16(out + ip + 16, 0);
     mn_csum_store(out + ip + 16, mn_csum_add(mn_csum_pseudo(&from.ip, &to.ip, MN_PROTO_TCP, tcp), out + ip, tcp));
     return n + g->len;
+}
+
+/* As if a peer of another number had sent it. */
+static inline void rig_in_from(struct rig *r, uint32_t peer, struct mn_segment g)
+{
+    uint8_t pkt[RIG_MTU];
+    mn_stack_input(r->s, peer, pkt, rig_build(r, pkt, &g), r->now);
+    mn_stack_flush(r->s, r->now);
 }
 
 static inline void rig_in(struct rig *r, struct mn_segment g)
