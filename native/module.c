@@ -8,12 +8,15 @@
 #include <Python.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include <openssl/crypto.h>
 
 #include "engine/engine.h"
+#include "engine/tundev.h"
 #include "tcp/cc.h"
 
 enum { TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX, KEY_LEN = 32, PACKET_MAX = 65507, LIMIT_MAX = 65536 };
@@ -296,6 +299,8 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
         return Py_BuildValue("(iKy#ii)", kind, req, from.p, from.len, (int)ev->remote.port, (int)ev->err);
     case MN_EV_LOST:
         return Py_BuildValue("(iK)", kind, value);
+    case MN_EV_TUN_LOST:
+        return Py_BuildValue("(ii)", kind, (int)ev->err);
     }
     PyErr_Format(PyExc_SystemError, "engine: event of unknown kind %d", kind);
     return NULL;
@@ -576,6 +581,59 @@ static PyObject *engine_udp_send(PyObject *self, PyObject *args)
     return PyBool_FromLong(pushed == 0);
 }
 
+COMMAND(set_tun_merge, MN_CMD_TUN_MERGE, "m")
+
+/* ---- a kernel interface ---- */
+
+/* The engine owns what it was given. -ETIMEDOUT: it may still take it, so that the descriptor must stay. */
+static int attach_tun(struct mn_engine *e, const struct mn_tundev *d)
+{
+    struct mn_command cmd = {.kind = MN_CMD_TUN_ATTACH, .number = (uint32_t)d->fd, .mode = (uint8_t)d->merge};
+    struct mn_answer answer = {.err = 0};
+    int err = mn_engine_call(e, &cmd, &answer);
+    if (err == 0)
+        err = answer.err;
+    if (err != 0 && err != -ETIMEDOUT)
+        close(d->fd);
+    return err;
+}
+
+static int make_tun(struct mn_tundev *d, const char *name, int fd, enum mn_tundev_step *step)
+{
+    if (fd < 0)
+        return mn_tundev_open(d, name, step);
+    int own = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    *step = MN_TUNDEV_OPEN;
+    if (own < 0)
+        return -errno;
+    int err = mn_tundev_adopt(d, own, step);
+    if (err != 0)
+        close(own);
+    return err;
+}
+
+static PyObject *engine_open_tun(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"name", "fd", NULL};
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_tundev d;
+    enum mn_tundev_step step = MN_TUNDEV_NAME;
+    const char *name = "";
+    int fd = -1, err;
+    if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|si:open_tun", names, &name, &fd))
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS err = make_tun(&d, name, fd, &step);
+    if (err == 0)
+        err = attach_tun(e, &d);
+    Py_END_ALLOW_THREADS if (err == 0) return PyUnicode_FromString(d.name);
+    if (err == -EINVAL && step == MN_TUNDEV_NAME) {
+        PyErr_Format(PyExc_ValueError, "'%s' is no name for an interface", name);
+        return NULL;
+    }
+    errno = -err;
+    return PyErr_SetFromErrnoWithFilename(PyExc_OSError, step == MN_TUNDEV_OPEN ? "/dev/net/tun" : name);
+}
+
 /* ---- facts ---- */
 
 static PyObject *dict_of(const char *const *names, const struct mn_answer *answer)
@@ -673,6 +731,8 @@ static PyMethodDef engine_methods[] = {
     {"udp_open", engine_udp_open, METH_VARARGS, "Open a UDP port inside the tunnel."},
     {"udp_send", engine_udp_send, METH_VARARGS, "Send one datagram inside the tunnel."},
     {"udp_close", engine_udp_close, METH_VARARGS, "Give a UDP port back."},
+    {"open_tun", KEYWORDS(engine_open_tun), "Make a kernel interface, or take one over; returns its name."},
+    {"set_tun_merge", engine_set_tun_merge, METH_VARARGS, "Which offloads of the interface are used."},
     {"stats", engine_stats, METH_NOARGS, "Counters of the engine."},
     {"peer_stats", engine_peer_stats, METH_VARARGS, "Counters of one peer."},
     {"last_timestamp", engine_last_timestamp, METH_NOARGS, "Newest handshake timestamp sent."},
@@ -731,6 +791,9 @@ static const struct {
     {"EV_UDP", MN_EV_UDP},
     {"EV_LOST", MN_EV_LOST},
     {"EV_UDP_ERROR", MN_EV_UDP_ERROR},
+    {"EV_TUN_LOST", MN_EV_TUN_LOST},
+    {"TUN_TCP", MN_TUN_TCP},
+    {"TUN_UDP", MN_TUN_UDP},
 };
 
 static int module_exec(PyObject *module)

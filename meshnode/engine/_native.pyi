@@ -47,6 +47,11 @@ EV_LOST: Final = 15
 """(kind, n): n packets or hints were dropped; never a connection's event"""
 EV_UDP_ERROR: Final = 16
 """(kind, req, to_ip, to_port, errno): a datagram could not leave, or the other side refused it"""
+EV_TUN_LOST: Final = 17
+"""(kind, errno): the kernel interface is gone"""
+
+TUN_TCP: Final = 1
+TUN_UDP: Final = 2
 
 class Engine:
     event_fd: int
@@ -92,6 +97,16 @@ class Engine:
         """source: one of our addresses, or empty. False: dropped, too much waits for the engine."""
 
     def udp_close(self, req: int, /) -> None: ...
+    def open_tun(self, name: str = "", fd: int = -1) -> str:
+        """Make the kernel interface `name`, or use a duplicate of `fd`, a TUN opened elsewhere; returns its name.
+
+        ValueError: no name for an interface. OSError: filename is /dev/net/tun if that could not be opened, else the
+        name (EPERM: no CAP_NET_ADMIN, EBUSY: taken, or this engine has an interface).
+        """
+
+    def set_tun_merge(self, which: int, /) -> None:
+        """Which offloads of the interface are used: TUN_TCP | TUN_UDP."""
+
     def stats(self) -> dict[str, int]: ...
     def peer_stats(self, key: bytes, /) -> dict[str, int]:
         """Raises KeyError when no such peer is known."""

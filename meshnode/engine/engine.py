@@ -101,6 +101,8 @@ class Engine:
         """(ip, port, errno)"""
         self.on_handshake: Callable[[NodePublic, bool], None] | None = None
         """(peer, session is up)"""
+        self.on_tun_lost: Callable[[int], None] | None = None
+        """(errno): somebody removed the kernel interface; the engine goes on without."""
         self._handlers: dict[int, Callable[..., None]] = {
             _native.EV_ACCEPTED: self._on_accepted,
             _native.EV_CONNECTED: self._on_connected,
@@ -118,6 +120,7 @@ class Engine:
             _native.EV_UDP: self._on_udp,
             _native.EV_UDP_ERROR: self._on_udp_error,
             _native.EV_LOST: self._on_lost,
+            _native.EV_TUN_LOST: self._on_tun_lost,
         }
 
     @classmethod
@@ -204,6 +207,21 @@ class Engine:
     def set_filter(self, blob: bytes) -> None:
         """Replace the packet filter (netmap.rules compiles it). ValueError: malformed, the old one stays."""
         self._native.set_filter(blob)
+
+    # --- a kernel interface ---
+
+    def open_tun(self, name: str = "", *, fd: int = -1) -> str:
+        """Make the kernel interface `name`, or use `fd`, a TUN that somebody else opened; returns its name.
+
+        From then on the kernel has our addresses too: it gets what no listener, connection or flow of this engine
+        owns. It vanishes when the engine ends. Who wants to reach anything through it sets it up (tunnel/interface).
+        ValueError: no name for an interface. OSError: see _native.pyi.
+        """
+        return self._native.open_tun(name, fd)
+
+    def set_tun_merge(self, *, tcp: bool, udp: bool) -> None:
+        """Whether packets for the interface may be merged (on by default where the kernel can)."""
+        self._native.set_tun_merge((_native.TUN_TCP if tcp else 0) | (_native.TUN_UDP if udp else 0))
 
     # --- packets that Python carries ---
 
@@ -507,3 +525,7 @@ class Engine:
 
     def _on_lost(self, count: int) -> None:
         self.lost_count += count
+
+    def _on_tun_lost(self, number: int) -> None:
+        if self.on_tun_lost:
+            self.on_tun_lost(number)

@@ -31,7 +31,9 @@ enum mn_command_kind {
     MN_CMD_UDP_OPEN,
     MN_CMD_UDP_SEND, /* blob */
     MN_CMD_UDP_CLOSE,
-    MN_CMD_STATS, /* answered in place: see mn_engine_call */
+    MN_CMD_TUN_ATTACH, /* number: descriptor, mode: what it merges; answered */
+    MN_CMD_TUN_MERGE,  /* mode: what shall be merged */
+    MN_CMD_STATS,      /* answered in place: see mn_engine_call */
     MN_CMD_PEER_STATS,
     MN_CMDS,
 };

@@ -58,6 +58,7 @@ static int make_cores(struct mn_engine *e, const struct mn_engine_config *config
     mn_tunnel_set_stack_ops(&stack_ops);
     mn_bridges_set_ops(&stack_ops);
     mn_requests_set_stack_ops(&stack_ops);
+    mn_tun_set_stack_ops(&stack_ops);
     e->wg = mn_wg_create(&wg_ops, &wg_config, config->private_key, e->now_ns);
     e->stack = mn_stack_create(&stack_ops, &stack_config, e->now_ns);
     if (e->wg == NULL || e->stack == NULL)
@@ -128,6 +129,7 @@ struct mn_engine *mn_engine_create(const struct mn_engine_config *config, int *e
     mn_sleep_init(&e->sleep);
     e->mtu = config->mtu != 0 ? config->mtu : 1280;
     make_calls(&e->calls);
+    mn_tun_init(e);
     *err = make(e, config);
     if (*err != 0) {
         mn_engine_destroy(e);
@@ -154,6 +156,7 @@ void mn_engine_destroy(struct mn_engine *e)
         mn_bridges_stop(e);
     drop_cores(e);
     mn_requests_destroy(e);
+    mn_tun_close(e);
     mn_tunnel_destroy(e);
     mn_bridges_destroy(&e->flows);
     mn_sock_close(&e->socks);
@@ -177,6 +180,7 @@ static bool read_udp(struct mn_engine *e, int family)
     int n = mn_sock_read(&e->socks, family, rx);
     for (int i = 0; i < n; i++)
         mn_tunnel_read(e, &rx[i]);
+    mn_tun_flush(e);
     if (n > 0)
         mn_stack_flush(e->stack, e->now_ns);
     return n != 0;
@@ -247,6 +251,8 @@ static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready,
             sockets |= 1u << MN_SOCK_V4;
         else if (tag == MN_TAG_UDP6)
             sockets |= 1u << MN_SOCK_V6;
+        else if (tag == MN_TAG_TUN)
+            e->tun.is_ready = true;
         else if (tag == MN_TAG_COMMANDS)
             (void)eventfd_read(e->commands.fd, &ignored);
         else
@@ -276,6 +282,7 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
     for (int family = 0; family < 2; family++)
         if ((sockets & (1u << family)) != 0)
             did |= read_udp(e, family);
+    did |= mn_tun_read(e);
     did |= e->flows.queue_count > 0;
     (void)mn_bridges_serve(e);
     did |= run_deadlines(e);
@@ -294,6 +301,7 @@ static void wind_up(struct mn_engine *e)
     mn_bridges_stop(e);
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
+    mn_tun_close(e);          /* and the interface, with its addresses and routes */
     mn_sock_close(&e->socks); /* the ports are free at once, however long the object is held */
     drop_cores(e);
     mn_events_signal(&e->events);

@@ -27,6 +27,7 @@ static void disown(struct mn_engine *e)
     close_one(&e->epoll_fd);
     close_one(&e->commands.fd);
     close_one(&e->events.fd);
+    close_one(&e->tun.fd);
     for (uint32_t i = 0; i < e->flows.high && i < MN_FLOWS_MAX; i++)
         if (e->flows.table[i].id != 0)
             mn_stream_close(&e->flows.table[i].stream);

@@ -11,6 +11,7 @@
 #include "engine.h"
 #include "requests.h"
 #include "sleep.h"
+#include "tun.h"
 #include "tunnel.h"
 
 #define MN_NS_PER_MS 1000000ull
@@ -20,6 +21,7 @@
 #define MN_TAG_UDP4 (UINT64_MAX - 0)
 #define MN_TAG_UDP6 (UINT64_MAX - 1)
 #define MN_TAG_COMMANDS (UINT64_MAX - 2)
+#define MN_TAG_TUN (UINT64_MAX - 9)
 
 #define MN_ENGINE_COUNTERS(X)                                                                                          \
     X(turns)                                                                                                           \
@@ -61,6 +63,7 @@ struct mn_engine {
     struct mn_tunnel tunnel;
     struct mn_bridges flows;
     struct mn_requests requests;
+    struct mn_tun tun;
     struct mn_calls calls;
     struct mn_sleep sleep;
     struct mn_engine_stats stats;

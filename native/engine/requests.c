@@ -286,6 +286,11 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
     case MN_CMD_UDP_CLOSE:
         run_udp_close(e, cmd);
         return 0;
+    case MN_CMD_TUN_ATTACH:
+        return mn_tun_attach(e, (int)cmd->number, cmd->mode);
+    case MN_CMD_TUN_MERGE:
+        mn_tun_set_merge(e, cmd->mode);
+        return 0;
     case MN_CMD_STATS:
     case MN_CMD_PEER_STATS:
     case MN_CMDS:
@@ -297,7 +302,7 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
 static bool wants_answer(const struct mn_command *cmd)
 {
     return cmd->kind == MN_CMD_SET_FILTER || cmd->kind == MN_CMD_SET_PRIVATE_KEY || cmd->kind == MN_CMD_STATS ||
-           cmd->kind == MN_CMD_PEER_STATS;
+           cmd->kind == MN_CMD_PEER_STATS || cmd->kind == MN_CMD_TUN_ATTACH;
 }
 
 bool mn_requests_run(struct mn_engine *e)
@@ -313,8 +318,10 @@ bool mn_requests_run(struct mn_engine *e)
             if (wants_answer(&batch[i]))
                 mn_stats_answer(e, &batch[i], err);
         }
-        if (n > 0)
-            mn_stack_flush(e->stack, e->now_ns); /* injected packets are in use until here */
+        if (n > 0) { /* injected packets are in use until here */
+            mn_tun_flush(e);
+            mn_stack_flush(e->stack, e->now_ns);
+        }
         for (unsigned i = 0; i < n; i++)
             mn_command_done(&batch[i]);
         total += n;

@@ -34,7 +34,10 @@ const char *const mn_engine_stat_names[] = {
 #define X(name) "ip_" #name,
                     MN_STACK_COUNTERS(X)
 #undef X
-                        "tcp_conns",
+#define X(name) "tun_" #name,
+                        MN_TUN_COUNTERS(X)
+#undef X
+                            "tcp_conns",
     "tcp_half_open",
     "tcp_time_wait",
     "udp_flows",
@@ -90,6 +93,9 @@ static void put_engine(struct mn_engine *e, struct mn_answer *a)
 #undef X
 #define X(name) put(a, ip->name);
     MN_STACK_COUNTERS(X)
+#undef X
+#define X(name) put(a, e->tun.stats.name);
+    MN_TUN_COUNTERS(X)
 #undef X
     put(a, ip->tcp_conns);
     put(a, ip->tcp_half_open);

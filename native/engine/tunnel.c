@@ -232,7 +232,7 @@ static uint32_t on_route(void *ctx, const struct mn_ip *dst)
 
 /* Room for a packet at the tail of the socket's buffer when there is a direct path, else in the scratch buffer:
  * sealed there it goes by relay, or is staged. */
-static uint8_t *on_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)
+uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)
 {
     struct mn_engine *e = ctx;
     struct mn_tunnel *t = &e->tunnel;
@@ -251,7 +251,7 @@ static uint8_t *on_begin(void *ctx, const struct mn_ip *dst, size_t max, int *er
     return t->out_at + MN_WG_HEADER;
 }
 
-static void on_commit(void *ctx, size_t len)
+void mn_tunnel_commit(void *ctx, size_t len)
 {
     struct mn_engine *e = ctx;
     struct mn_tunnel *t = &e->tunnel;
@@ -284,8 +284,8 @@ void mn_tunnel_set_stack_ops(struct mn_stack_ops *ops)
 {
     ops->random = mn_random;
     ops->route = on_route;
-    ops->out_begin = on_begin;
-    ops->out_commit = on_commit;
+    ops->out_begin = mn_tunnel_begin;
+    ops->out_commit = mn_tunnel_commit;
 }
 
 /* ---- inbound ---- */

@@ -85,6 +85,11 @@ void mn_tunnel_read(struct mn_engine *e, const struct mn_sock_rx *rx);
 /* One WireGuard message that came by relay; same lifetime. */
 void mn_tunnel_inject(struct mn_engine *e, uint16_t region, const uint8_t sender[32], uint8_t *data, size_t len);
 
+/* Room for an inner packet of at most max bytes towards dst, and its end: the stack's out_begin and out_commit, ctx the
+ * engine. *err: EHOSTUNREACH, EMSGSIZE. */
+uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err);
+void mn_tunnel_commit(void *ctx, size_t len);
+
 int mn_tunnel_add_peer(struct mn_engine *e, const uint8_t key[32], uint32_t *peer);
 void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer);
 /* Drop the peers that the device no longer has: one whose key became our own. */

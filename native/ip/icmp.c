@@ -141,14 +141,14 @@ size_t mn_icmp_write_error(uint8_t *out, size_t max, enum mn_icmp_kind kind, con
     memset(icmp, 0, MN_ICMP_HEADER);
     if (!v6) {
         icmp[0] = 3;
-        icmp[1] = is_proto ? 2 : 3;
+        icmp[1] = is_proto ? 2 : kind == MN_ICMP_HOST_UNREACHABLE ? 1 : 3;
     } else if (is_proto) {
         icmp[0] = 4;
         icmp[1] = 1;
         mn_store32(icmp + 4, 6); /* points at the next-header field */
     } else {
         icmp[0] = 1;
-        icmp[1] = 4;
+        icmp[1] = kind == MN_ICMP_HOST_UNREACHABLE ? 3 : 4;
     }
     memcpy(icmp + MN_ICMP_HEADER, about->ip, quote);
     close_message(icmp, n, &about->dst, &about->src);

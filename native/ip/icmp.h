@@ -46,7 +46,7 @@ int mn_icmp_parse_quote(struct mn_icmp_quote *q, const uint8_t *data, size_t len
 /* Each writes a whole IP packet and returns its length. */
 size_t mn_icmp_write_echo(uint8_t *out, const struct mn_ip *src, const struct mn_ip *dst, bool is_reply, uint16_t id,
                           uint16_t seq, const uint8_t *payload, size_t len);
-/* kind: PORT_UNREACHABLE or PROTO_UNREACHABLE, about a packet that came to about->dst. */
+/* kind: PORT_, PROTO_ or HOST_UNREACHABLE, about a packet that came to about->dst, or was on its way there. */
 size_t mn_icmp_write_error(uint8_t *out, size_t max, enum mn_icmp_kind kind, const struct mn_packet *about);
 
 /* Token bucket: rate per second, burst of one second. */
