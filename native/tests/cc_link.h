@@ -128,21 +128,23 @@ static inline void link_ack(struct link *l, struct link_flow *f)
     }
 }
 
-/* When a flow has something to do next. A lost packet's ACK time is when the next one's would come, or later. */
-static inline uint64_t link_due(const struct link *l, const struct link_flow *f)
+/* When the next ACK of a flow comes, or its timer runs out because all it sent was lost; UINT64_MAX: nothing is out. */
+static inline uint64_t link_ack_due(const struct link_flow *f)
 {
     uint64_t at = UINT64_MAX;
-    if (f->head == f->nxt)
-        at = f->starts_at > f->clock_ns ? f->starts_at : f->clock_ns;
-    for (uint32_t i = f->head; i != f->nxt; i++)
-        if (!f->out[i % LINK_OUT].is_lost) {
-            at = f->out[i % LINK_OUT].acked_at;
-            break;
-        } else if (i + 1 == f->nxt) {
-            at = f->out[i % LINK_OUT].acked_at + 200000000;
-        }
-    if (f->clock_ns > l->now && f->clock_ns < at && (f->nxt - f->head + 1) * LINK_SEGMENT <= f->cc.cwnd)
-        at = f->clock_ns;
+    for (uint32_t i = f->head; i != f->nxt; i++) {
+        if (!f->out[i % LINK_OUT].is_lost)
+            return f->out[i % LINK_OUT].acked_at;
+        at = f->out[i % LINK_OUT].acked_at + 200000000;
+    }
+    return at;
+}
+
+static inline uint64_t link_due(const struct link *l, const struct link_flow *f)
+{
+    uint64_t at = link_ack_due(f), send = f->starts_at > f->clock_ns ? f->starts_at : f->clock_ns;
+    if (send < at && (f->head == f->nxt || (send > l->now && (f->nxt - f->head + 1) * LINK_SEGMENT <= f->cc.cwnd)))
+        at = send;
     return at > l->now ? at : l->now;
 }
 
@@ -159,7 +161,7 @@ static inline void link_run(struct link *l, uint64_t ns)
         l->now = at;
         if (f == NULL)
             return;
-        if (f->head != f->nxt && at != f->clock_ns)
+        if (link_ack_due(f) <= l->now)
             link_ack(l, f);
         link_send(l, f);
     }
