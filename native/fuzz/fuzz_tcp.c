@@ -85,6 +85,16 @@ static void one_segment(struct rig *r, struct bytes *b, struct rig_flow *f)
     if ((g.flags & MN_TCP_SYN) != 0) {
         g.mss = (uint16_t)(next(b) * 8);
         g.wscale = (int8_t)(next(b) % 18 - 1);
+        g.may_sack = (how & 128) != 0;
+    } else if ((how & 128) != 0) {
+        uint8_t more = next(b);
+        g.ecn = more & 3;
+        g.flags |= (uint8_t)(more & (MN_TCP_ECE | MN_TCP_CWR));
+        g.sack_count = more >> 2 & 3;
+        for (uint8_t i = 0; i < g.sack_count; i++) {
+            g.sack[i].first = number(b, una, nxt);
+            g.sack[i].end = g.sack[i].first + (uint32_t)next(b) * 19;
+        }
     }
     uint8_t pkt[RIG_MTU + 400];
     size_t n = rig_build(r, pkt, &g);
@@ -163,7 +173,10 @@ static struct rig_flow begin(struct rig *r, uint8_t how)
         drain(r);
         return f;
     }
-    f = how % 2 == 0 ? rig_connected_flow(r, ts) : rig_accept(r, (struct rig_open){.mss = 1240, .wscale = 7, .ts = ts});
+    struct rig_open open = {.mss = 1240, .wscale = 7, .ts = ts, .sack = true};
+    f = how % 2 == 0 ? rig_connected_flow(r, ts) : rig_accept(r, open);
+    block(r)->ecn_on = (how & 128) != 0; /* as if the SYNs had said so */
+    block(r)->may_sack = (how & 128) != 0 || how % 2 != 0;
     struct mn_segment fin = rig_segment(&f, MN_TCP_FIN | MN_TCP_ACK, NULL, 0);
     struct mn_segment ack = rig_segment(&f, MN_TCP_ACK, NULL, 0);
     ack.ack++;
@@ -208,11 +221,15 @@ static void check_block(struct rig *r)
     CHECK(mn_conn_used(c) <= c->snd.ring.cap);
     CHECK(mn_conn_unread(c) <= c->rcv.ring.cap);
     CHECK(c->snd.mss > 0 && c->cc.cwnd >= c->cc.mss);
-    for (uint16_t i = 0; i < c->rcv.ooo_count; i++) {
-        CHECK(mn_seq_lt(c->rcv.nxt, c->rcv.ooo[i].first) && mn_seq_lt(c->rcv.ooo[i].first, c->rcv.ooo[i].end));
-        CHECK(i == 0 || mn_seq_lt(c->rcv.ooo[i - 1].end, c->rcv.ooo[i].first));
-        CHECK(c->rcv.ooo[i].end - c->rcv.read <= c->rcv.ring.cap);
+    const struct mn_early *e = &c->rcv.early;
+    CHECK(e->count <= MN_EARLY_RANGES && e->untold <= e->newest_count && e->newest_count <= MN_EARLY_NEWEST);
+    for (uint16_t i = 0; i < e->count; i++) {
+        CHECK(mn_seq_lt(i == 0 ? c->rcv.nxt : e->ranges[i - 1].end, e->ranges[i].first));
+        CHECK(mn_seq_lt(e->ranges[i].first, e->ranges[i].end));
+        CHECK(e->ranges[i].end - c->rcv.read <= c->rcv.ring.cap);
     }
+    for (uint8_t i = 0; i < e->newest_count; i++)
+        CHECK(mn_early_find(e, e->newest[i]) != NULL);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
