@@ -132,6 +132,7 @@ def stream(link: Link, kind: str) -> Iterator[tuple[End, End]]:
             give.tell(greeting)
         else:
             assert take.hear() == "listening"
+            give.tell({})
         assert give.hear() == "connected"
         assert take.hear() == "connected"
         yield take, give

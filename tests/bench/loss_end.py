@@ -3,7 +3,8 @@
     loss_end.py kernel|ours take|give OWN_IP PEER_IP
 
 `take` listens and counts what arrives, `give` connects and sends. Lines of JSON both ways: first, for
-ours, {"key", "port"} out and the other end's in; then "connected"; then {"at", "seconds"} or {"at",
+ours, {"key", "port"} out and the other end's in; "listening" of `take`, a line to the kernel's `give`
+that it may connect; then "connected"; then {"at", "seconds"} or {"at",
 "bytes"} in (`at` by the monotonic clock, which both ends share); then `take` answers with what it got
 within the time, or with how long the bytes took, and `give` with what its side counted. A line ends it.
 """
@@ -117,6 +118,7 @@ def run_kernel(role: str, own: str, peer: str) -> None:
             say("listening")
             sock, _ = listener.accept()
     else:
+        hear()
         sock = socket.create_connection((peer, PORT))
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"cubic")
     (take if role == "take" else give)(sock, lambda: kernel_facts(sock))
