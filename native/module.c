@@ -128,12 +128,13 @@ static int ask(struct mn_engine *e, struct mn_command *cmd, struct mn_answer *ou
 
 static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"private_key", "port", "mtu", "bind4", "bind6", "timestamp_floor", "congestion", NULL};
+    static char *names[] = {"private_key",     "port",       "mtu", "bind4", "bind6",
+                            "timestamp_floor", "congestion", "gso", "gro",   NULL};
     const char *key = "", *bind4 = NULL, *bind6 = NULL, *floor = "";
     Py_ssize_t key_len = 0, bind4_len = 0, bind6_len = 0, floor_len = 0;
-    int port = 0, mtu = 1280;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#z:Engine", names, &key, &key_len, &port, &mtu, &bind4,
-                                     &bind4_len, &bind6, &bind6_len, &floor, &floor_len, &c->cc))
+    int port = 0, mtu = 1280, gso = MN_GSO_AUTO, gro = 1;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#zip:Engine", names, &key, &key_len, &port, &mtu, &bind4,
+                                     &bind4_len, &bind6, &bind6_len, &floor, &floor_len, &c->cc, &gso, &gro))
         return -1;
     if (take_key(c->private_key, key, key_len) != 0 || take_port(&c->sockets.port, port) != 0)
         return -1;
@@ -152,6 +153,12 @@ static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwa
         PyErr_Format(PyExc_ValueError, "congestion control %s is unknown; there are cubic and newreno", c->cc);
         return -1;
     }
+    if (gso < 0 || gso >= MN_GSO_MODES) {
+        PyErr_Format(PyExc_ValueError, "gso %d is none of GSO_AUTO, GSO_OFF, GSO_NEVER_EQUAL", gso);
+        return -1;
+    }
+    c->sockets.gso = (enum mn_gso)gso;
+    c->sockets.is_gro_off = gro == 0;
     c->sockets.use4 = c->sockets.use6 = true;
     c->mtu = (size_t)mtu;
     c->has_floor = floor_len != 0;
@@ -290,6 +297,8 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
                              (int)ev->what);
     case MN_EV_SEND_ERROR:
         return Py_BuildValue("(iy#ii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->err);
+    case MN_EV_REBOUND:
+        return Py_BuildValue("(ii)", kind, (int)ev->err);
     case MN_EV_PING:
         return Py_BuildValue("(iKKi)", kind, req, value, (int)ev->err);
     case MN_EV_UDP:
@@ -453,6 +462,22 @@ static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kw
     return push(e, &cmd);
 }
 
+static PyObject *engine_set_offloads(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_SET_OFFLOADS};
+    int gso, gro;
+    if (e == NULL || !PyArg_ParseTuple(args, "ip:set_offloads", &gso, &gro))
+        return NULL;
+    if (gso < 0 || gso >= MN_GSO_MODES) {
+        PyErr_Format(PyExc_ValueError, "gso %d is none of GSO_AUTO, GSO_OFF, GSO_NEVER_EQUAL", gso);
+        return NULL;
+    }
+    cmd.mode = (uint8_t)gso;
+    cmd.number = gro == 0;
+    return push(e, &cmd);
+}
+
 static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 {
     struct mn_engine *e = engine_of(self, 0);
@@ -553,6 +578,7 @@ COMMAND(kick, MN_CMD_KICK, "k")
 COMMAND(set_path, MN_CMD_SET_PATH, "kIpgm")
 COMMAND(inject, MN_CMD_INJECT, "gkb")
 COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
+COMMAND(rebind, MN_CMD_REBIND, "")
 COMMAND(connect, MN_CMD_CONNECT, "rip")
 COMMAND(abort, MN_CMD_ABORT, "r")
 COMMAND(listen, MN_CMD_LISTEN, "rIpn")
@@ -722,6 +748,8 @@ static PyMethodDef engine_methods[] = {
     {"set_filter", engine_set_filter, METH_VARARGS, "Replace the packet filter."},
     {"inject", engine_inject, METH_VARARGS, "WireGuard bytes that came by relay."},
     {"send_raw", engine_send_raw, METH_VARARGS, "A datagram from the WireGuard port."},
+    {"rebind", engine_rebind, METH_VARARGS, "New UDP sockets after a change of the network."},
+    {"set_offloads", engine_set_offloads, METH_VARARGS, "Whether the kernel may segment and coalesce."},
     {"kick", engine_kick, METH_VARARGS, "Request a handshake."},
     {"connect", engine_connect, METH_VARARGS, "Open a TCP connection."},
     {"abort", engine_abort, METH_VARARGS, "Give up a pending connect."},
@@ -794,6 +822,10 @@ static const struct {
     {"EV_TUN_LOST", MN_EV_TUN_LOST},
     {"TUN_TCP", MN_TUN_TCP},
     {"TUN_UDP", MN_TUN_UDP},
+    {"EV_REBOUND", MN_EV_REBOUND},
+    {"GSO_AUTO", MN_GSO_AUTO},
+    {"GSO_OFF", MN_GSO_OFF},
+    {"GSO_NEVER_EQUAL", MN_GSO_NEVER_EQUAL},
 };
 
 static int module_exec(PyObject *module)

@@ -104,6 +104,15 @@ class Tailscale:
     paths: str = setting(
         "auto", "ways to peers: auto takes the best, relay sends no byte to them by UDP", choices=("auto", "relay")
     )
+    udp_gso: str = setting(
+        "auto",
+        "one system call for many datagrams; never-equal-tail is for drivers that corrupt batches of equal lengths",
+        choices=("auto", "off", "never-equal-tail"),
+        flag=False,
+    )
+    udp_gro: str = setting(
+        "auto", "many datagrams from one system call, as the system coalesces them", choices=("auto", "off"), flag=False
+    )
     use_loopback: bool = setting(False, "offer loopback addresses to peers: for nodes on one machine", flag=False)
 
 

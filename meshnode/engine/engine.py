@@ -23,11 +23,19 @@ from meshnode.base.addr import IP, Endpoint, Prefix, from_packed
 from meshnode.base.errors import AccessDenied, DialError, ListenError, PeerOffline, Refused, TimedOut
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.engine import _native
-from meshnode.engine._native import PATH_BOTH, PATH_DIRECT, PATH_NONE, PATH_RELAY
+from meshnode.engine._native import (
+    GSO_AUTO,
+    GSO_NEVER_EQUAL,
+    GSO_OFF,
+    PATH_BOTH,
+    PATH_DIRECT,
+    PATH_NONE,
+    PATH_RELAY,
+)
 from meshnode.engine.flow import TunnelSocket
 from meshnode.engine.listener import Datagram, Datagrams, Listener, Received
 
-__all__ = ["PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
+__all__ = ["GSO_AUTO", "GSO_NEVER_EQUAL", "GSO_OFF", "PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
 
 BATCH = 256
 CLOSE_TIMEOUT_S = 2.0
@@ -98,11 +106,13 @@ class Engine:
         self.on_peer_recv: Callable[[NodePublic, Endpoint | None, int, int], None] | None = None
         """(peer, direct endpoint or None, relay region or 0, what): an authenticated packet arrived."""
         self.on_send_error: Callable[[IP, int, int], None] | None = None
-        """(ip, port, errno)"""
+        """(ip, port, errno). ECONNREFUSED: an ICMP error, a hint that anybody may forge."""
         self.on_handshake: Callable[[NodePublic, bool], None] | None = None
         """(peer, session is up)"""
         self.on_tun_lost: Callable[[int], None] | None = None
         """(errno): somebody removed the kernel interface; the engine goes on without."""
+        self.on_rebound: Callable[[int], None] | None = None
+        """(errno or 0): the UDP sockets are new; port4 and port6 may have changed. Not 0: there are none."""
         self._handlers: dict[int, Callable[..., None]] = {
             _native.EV_ACCEPTED: self._on_accepted,
             _native.EV_CONNECTED: self._on_connected,
@@ -121,6 +131,7 @@ class Engine:
             _native.EV_UDP_ERROR: self._on_udp_error,
             _native.EV_LOST: self._on_lost,
             _native.EV_TUN_LOST: self._on_tun_lost,
+            _native.EV_REBOUND: self._on_rebound,
         }
 
     @classmethod
@@ -134,12 +145,15 @@ class Engine:
         bind6: IPv6Address | None = None,
         timestamp_floor: bytes = b"",
         congestion: str | None = None,
+        gso: int = GSO_AUTO,
+        gro: bool = True,
     ) -> Engine:
         """Bind the UDP sockets and start the thread. OSError if no socket binds (EADDRINUSE: port taken).
 
         timestamp_floor: the last handshake timestamp of an earlier run, from `last_timestamp`.
         congestion: how TCP shares a path: "cubic" (RFC 9438, the default) or "newreno" (RFC 5681), to compare with;
         ValueError for any other.
+        gso, gro: as in `set_offloads`.
         """
         native = _native.Engine(
             private_key=private.reveal(),
@@ -149,6 +163,8 @@ class Engine:
             bind6=bind6.packed if bind6 else None,
             timestamp_floor=timestamp_floor,
             congestion=congestion,
+            gso=gso,
+            gro=gro,
         )
         loop = asyncio.get_running_loop()
         engine = cls(native, loop)
@@ -236,6 +252,20 @@ class Engine:
     def kick(self, key: NodePublic) -> None:
         """Request a WireGuard handshake with this peer now."""
         self._native.kick(key.raw)
+
+    def rebind(self) -> None:
+        """New UDP sockets after a change of the network; sessions and connections live on.
+
+        On the same port if it is still to be had. `on_rebound` is called when it is done.
+        """
+        self._native.rebind()
+
+    def set_offloads(self, gso: int, gro: bool) -> None:
+        """Whether the kernel segments what we send (GSO_AUTO, GSO_OFF, GSO_NEVER_EQUAL) and coalesces what we read.
+
+        ValueError: gso is none of the three. Source: docs/protocol/dataplane.md 2.3.
+        """
+        self._native.set_offloads(gso, gro)
 
     # --- connections ---
 
@@ -503,6 +533,10 @@ class Engine:
     def _on_handshake(self, key: bytes, ok: int) -> None:
         if self.on_handshake is not None:
             self.on_handshake(self._key(key), bool(ok))
+
+    def _on_rebound(self, number: int) -> None:
+        if self.on_rebound is not None:
+            self.on_rebound(number)
 
     def _on_ping(self, req: int, rtt_ns: int, number: int) -> None:
         future, ip = self._pings.get(req, (None, None))

@@ -25,6 +25,7 @@ from meshnode.netmap.tailcfg import EndpointKind
 from meshnode.node.events import Broadcast
 from meshnode.node.home import HomeKeeper
 from meshnode.node.keeper import Keeper
+from meshnode.node.offloads import offloads
 from meshnode.node.status import Pong
 from meshnode.node.wiring import Wiring
 from meshnode.run.log import get_logger
@@ -90,9 +91,10 @@ class House:
 
     async def _start_engine(self, state: State) -> None:
         node = self.node
+        gso, gro = offloads(node.udp_gso, node.udp_gro)
         try:
             self.engine = await Engine.start(
-                state.node, port=node.port, mtu=node.mtu, timestamp_floor=state.timestamp_floor
+                state.node, port=node.port, mtu=node.mtu, timestamp_floor=state.timestamp_floor, gso=gso, gro=gro
             )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
@@ -231,6 +233,7 @@ class House:
         self.endpoints = found
         self.discovery.set_endpoints(found)
         if gone:
+            self.engine.rebind()
             self.discovery.on_link_change(gone)
         self.pool.on_link_change()
         self.control.update(endpoints=[(endpoint, EndpointKind.LOCAL) for endpoint in found])

@@ -59,11 +59,14 @@ class Node(Network):
         insecure_relays: bool = False,
         use_loopback: bool = False,
         paths: str = "auto",
+        udp_gso: str = "auto",
+        udp_gro: str = "auto",
         clock: Clock | None = None,
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
         port: UDP port, 0 = any. paths: see `set_paths`.
+        udp_gso: "auto", "off" or "never-equal-tail"; udp_gro: "auto" or "off": see docs/reference/configuration.md.
         plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
@@ -86,6 +89,8 @@ class Node(Network):
         self.insecure_relays = insecure_relays
         self.use_loopback = use_loopback
         self.paths = paths
+        self.udp_gso = udp_gso
+        self.udp_gro = udp_gro
         self.clock = clock or Clock()
         self._house: House | None = None
         self._scope: Scope | None = None
@@ -115,6 +120,8 @@ class Node(Network):
             insecure_relays=tailscale.insecure_relays,
             use_loopback=tailscale.use_loopback,
             paths=tailscale.paths,
+            udp_gso=tailscale.udp_gso,
+            udp_gro=tailscale.udp_gro,
         )
 
     # --- life ---

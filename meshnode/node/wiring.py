@@ -16,6 +16,7 @@ from meshnode.netmap.model import Changes, Netmap, RelayMap
 from meshnode.netmap.model import Node as NetmapNode
 from meshnode.node.events import Broadcast, ControlChanged, NetmapChanged, PathChanged, RelayChanged
 from meshnode.node.follow import EngineFace, Follower
+from meshnode.node.offloads import offloads
 from meshnode.run.log import get_logger
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Wiring:
         engine.on_peer_recv = discovery.on_recv
         engine.on_send_error = discovery.on_send_error
         engine.on_handshake = discovery.on_handshake
+        engine.on_rebound = self._on_rebound
         discovery.send_relay = pool.send
         discovery.set_path = engine.set_path
         discovery.kick = engine.kick
@@ -95,6 +97,7 @@ class Wiring:
             self._check_name(netmap)
         if is_first or changes.self_changed:
             own = netmap.self_node
+            house.engine.set_offloads(*offloads(self._node.udp_gso, self._node.udp_gro, own.caps))
             floor = house.engine.last_timestamp()
             house.memory.change(node_id=own.stable_id, name=own.name, addresses=own.ips, timestamp_floor=floor)
 
@@ -102,6 +105,13 @@ class Wiring:
         wanted = self._node.hostname.lower()
         if wanted and netmap.self_node.label != wanted:
             _log.warning("control gave us another name than we asked for", wanted=wanted, name=netmap.self_node.name)
+
+    def _on_rebound(self, number: int) -> None:
+        engine = self._house.engine
+        if number:
+            _log.error("no UDP socket after the change of the network; relays carry everything", errno=number)
+        else:
+            _log.info("UDP sockets renewed after a change of the network", port4=engine.port4, port6=engine.port6)
 
     def on_login(self, result: LoginResult) -> None:
         """Control: this node is registered."""

@@ -33,7 +33,9 @@ enum mn_command_kind {
     MN_CMD_UDP_CLOSE,
     MN_CMD_TUN_ATTACH, /* number: descriptor, mode: what it merges; answered */
     MN_CMD_TUN_MERGE,  /* mode: what shall be merged */
-    MN_CMD_STATS,      /* answered in place: see mn_engine_call */
+    MN_CMD_REBIND,
+    MN_CMD_SET_OFFLOADS, /* mode: enum mn_gso; number: whether GRO is off */
+    MN_CMD_STATS,        /* answered in place: see mn_engine_call */
     MN_CMD_PEER_STATS,
     MN_CMDS,
 };

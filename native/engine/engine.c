@@ -69,15 +69,32 @@ static int make_cores(struct mn_engine *e, const struct mn_engine_config *config
     return 0;
 }
 
+static int watch_sockets(struct mn_engine *e)
+{
+    for (int family = 0; family < 2; family++)
+        atomic_store(&e->ports[family], e->socks.port[family]);
+    int err = watch(e, e->socks.fd[MN_SOCK_V4], MN_TAG_UDP4);
+    return err == 0 ? watch(e, e->socks.fd[MN_SOCK_V6], MN_TAG_UDP6) : err;
+}
+
 static int make_watches(struct mn_engine *e)
 {
     e->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (e->epoll_fd < 0)
         return -errno;
-    int err = watch(e, e->socks.fd[MN_SOCK_V4], MN_TAG_UDP4);
-    if (err == 0)
-        err = watch(e, e->socks.fd[MN_SOCK_V6], MN_TAG_UDP6);
+    int err = watch_sockets(e);
     return err == 0 ? watch(e, e->commands.fd, MN_TAG_COMMANDS) : err;
+}
+
+int mn_engine_rebind(struct mn_engine *e)
+{
+    mn_sock_flush(&e->socks);
+    mn_tunnel_unpin_all(e);
+    int err = mn_sock_rebind(&e->socks); /* epoll forgets the old ones as they are closed */
+    if (err == 0)
+        err = watch_sockets(e);
+    mn_tell_rebound(e, -err);
+    return err;
 }
 
 static void make_calls(struct mn_calls *c)
@@ -109,6 +126,8 @@ static int make(struct mn_engine *e, const struct mn_engine_config *config)
         return err;
     e->socks.ctx = e;
     e->socks.on_error = mn_tell_send_error;
+    e->socks.on_hint = mn_tell_path_hint;
+    e->socks.on_unpinned = mn_tunnel_unpin;
     e->socks.now_ns = e->now_ns;
     if ((err = mn_bridges_init(&e->flows)) != 0 || (err = mn_tunnel_init(e)) != 0 || (err = mn_requests_init(e)) != 0 ||
         (err = make_cores(e, config)) != 0)
@@ -247,16 +266,18 @@ static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready,
     for (int i = 0; i < n; i++) {
         uint64_t tag = ready[i].data.u64;
         eventfd_t ignored;
-        if (tag == MN_TAG_UDP4)
-            sockets |= 1u << MN_SOCK_V4;
-        else if (tag == MN_TAG_UDP6)
-            sockets |= 1u << MN_SOCK_V6;
-        else if (tag == MN_TAG_TUN)
+        if (tag == MN_TAG_UDP4 || tag == MN_TAG_UDP6) {
+            int family = tag == MN_TAG_UDP4 ? MN_SOCK_V4 : MN_SOCK_V6;
+            sockets |= 1u << family;
+            if ((ready[i].events & EPOLLERR) != 0)
+                (void)mn_sock_drain_errors(&e->socks, family);
+        } else if (tag == MN_TAG_TUN) {
             e->tun.is_ready = true;
-        else if (tag == MN_TAG_COMMANDS)
+        } else if (tag == MN_TAG_COMMANDS) {
             (void)eventfd_read(e->commands.fd, &ignored);
-        else
+        } else {
             mn_bridge_ready(e, tag, ready[i].events);
+        }
     }
     return sockets;
 }
@@ -386,7 +407,7 @@ struct mn_events *mn_engine_events(struct mn_engine *e)
 
 uint16_t mn_engine_port(const struct mn_engine *e, int family)
 {
-    return e->socks.port[family];
+    return atomic_load(&e->ports[family]);
 }
 
 int mn_engine_push(struct mn_engine *e, const struct mn_command *cmd)

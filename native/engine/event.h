@@ -34,6 +34,7 @@ enum mn_event_kind {
     MN_EV_LOST,
     MN_EV_UDP_ERROR,
     MN_EV_TUN_LOST,
+    MN_EV_REBOUND,
 };
 
 enum mn_event_lane { MN_LANE_SURE, MN_LANE_RELAY, MN_LANE_DATAGRAM, MN_LANES };

@@ -33,6 +33,7 @@
     X(rx_stun)                                                                                                         \
     X(rx_no_peer)                                                                                                      \
     X(rx_roamed)                                                                                                       \
+    X(rx_ecn_drops)                                                                                                    \
     X(tx_no_path)                                                                                                      \
     X(tx_relay)                                                                                                        \
     X(tx_deferred_lost)                                                                                                \
@@ -71,10 +72,14 @@ struct mn_engine {
     uint64_t worked_at, gap_ns; /* when a turn last did something; mean pause between such turns */
     size_t mtu;
     int epoll_fd;
+    atomic_ushort ports[2]; /* as other threads read them */
     bool is_started, is_joined;
     pthread_t thread;
     atomic_bool wants_stop, has_stopped, is_forked;
 };
+
+/* New sockets, on the same port if it is to be had; sessions and connections live on. 0 or a negative errno. */
+int mn_engine_rebind(struct mn_engine *e);
 
 uint64_t mn_clock_ns(void); /* boot time */
 void mn_random(void *ctx, uint8_t *p, size_t n);

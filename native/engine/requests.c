@@ -243,6 +243,7 @@ static int run_set_private_key(struct mn_engine *e, const struct mn_command *cmd
 
 static int run_one(struct mn_engine *e, struct mn_command *cmd)
 {
+    static const struct mn_ip any;
     switch ((enum mn_command_kind)cmd->kind) {
     case MN_CMD_SET_PRIVATE_KEY:
         return run_set_private_key(e, cmd);
@@ -260,7 +261,7 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         mn_tunnel_inject(e, cmd->region, cmd->key, cmd->blob, cmd->len);
         return 0;
     case MN_CMD_SEND_RAW:
-        mn_sock_put(&e->socks, &cmd->ep, cmd->blob, cmd->len);
+        mn_sock_put(&e->socks, &cmd->ep, &any, cmd->blob, cmd->len);
         return 0;
     case MN_CMD_CONNECT:
         mn_bridge_connect(e, cmd->req, &cmd->ep);
@@ -290,6 +291,12 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         return mn_tun_attach(e, (int)cmd->number, cmd->mode);
     case MN_CMD_TUN_MERGE:
         mn_tun_set_merge(e, cmd->mode);
+        return 0;
+    case MN_CMD_REBIND:
+        return mn_engine_rebind(e);
+    case MN_CMD_SET_OFFLOADS:
+        mn_sock_flush(&e->socks);
+        mn_sock_set_offloads(&e->socks, (enum mn_gso)cmd->mode, cmd->number != 0);
         return 0;
     case MN_CMD_STATS:
     case MN_CMD_PEER_STATS:

@@ -10,20 +10,12 @@
 
 enum { CALL_SECONDS = 5 }; /* a turn takes milliseconds; a machine that swaps may take seconds */
 
-#define SOCK_COUNTERS(X)                                                                                               \
-    X(rx_calls)                                                                                                        \
-    X(rx_buffers)                                                                                                      \
-    X(rx_datagrams)                                                                                                    \
-    X(rx_bytes)                                                                                                        \
-    X(rx_truncated)                                                                                                    \
-    X(rx_kernel_drops) X(tx_calls) X(tx_runs) X(tx_datagrams) X(tx_bytes) X(tx_dropped) X(tx_stalls) X(tx_fallbacks)
-
 const char *const mn_engine_stat_names[] = {
 #define X(name) #name,
     MN_ENGINE_COUNTERS(X)
 #undef X
 #define X(name) "udp_" #name,
-        SOCK_COUNTERS(X)
+        MN_SOCK_COUNTERS(X)
 #undef X
 #define X(name) "wg_" #name,
             MN_WG_COUNTERS(X)
@@ -48,6 +40,7 @@ const char *const mn_engine_stat_names[] = {
     "udp_sndbuf",
     "udp_gso",
     "udp_gro",
+    "udp_gso_mode",
     "events_lost",
     "commands_refused",
     "packets_dropped",
@@ -83,7 +76,7 @@ static void put_engine(struct mn_engine *e, struct mn_answer *a)
     MN_ENGINE_COUNTERS(X)
 #undef X
 #define X(name) put(a, e->socks.stats.name);
-    SOCK_COUNTERS(X)
+    MN_SOCK_COUNTERS(X)
 #undef X
 #define X(name) put(a, wg->name);
     MN_WG_COUNTERS(X)
@@ -108,6 +101,7 @@ static void put_engine(struct mn_engine *e, struct mn_answer *a)
     put(a, e->socks.sndbuf);
     put(a, e->socks.has_gso[MN_SOCK_V4] || e->socks.has_gso[MN_SOCK_V6]);
     put(a, e->socks.has_gro[MN_SOCK_V4] || e->socks.has_gro[MN_SOCK_V6]);
+    put(a, e->socks.config.gso);
     pthread_mutex_lock(&e->events.lock);
     put(a, e->events.lost_total);
     pthread_mutex_unlock(&e->events.lock);

@@ -1,6 +1,7 @@
 /* Events about traffic and their throttles. See tell.h. */
 #include "tell.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "internal.h"
@@ -71,6 +72,19 @@ void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_p
         ev.remote = from->ep;
     memcpy(ev.key, p->key, sizeof ev.key);
     (void)mn_events_post_hint(&e->events, &ev);
+}
+
+/* Told as a refusal, whatever it says: it is a reason to ask the path, and none to believe that it is gone. */
+void mn_tell_path_hint(void *ctx, const struct mn_ep *to, int err)
+{
+    (void)err;
+    mn_tell_send_error(ctx, to, ECONNREFUSED);
+}
+
+void mn_tell_rebound(struct mn_engine *e, int err)
+{
+    struct mn_event ev = {.kind = MN_EV_REBOUND, .err = err};
+    (void)mn_events_post(&e->events, &ev);
 }
 
 void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err)

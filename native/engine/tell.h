@@ -21,5 +21,9 @@ void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted);
 void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_path *from, uint8_t what);
 /* The sockets' on_error: at most one per destination and errno per second. */
 void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err);
+/* The sockets' on_hint: an ICMP error, which anybody may forge. Told as ECONNREFUSED. */
+void mn_tell_path_hint(void *ctx, const struct mn_ep *to, int err);
+/* The sockets were made anew: err 0, or why there are none. */
+void mn_tell_rebound(struct mn_engine *e, int err);
 
 #endif

@@ -5,11 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../ip/ecn.h"
 #include "../udp/classify.h"
 #include "internal.h"
 #include "tell.h"
 
 enum { PEERS_FIRST = 16, UNSENT_FRESH_S = 5 };
+
+static const struct mn_ip any_source;
 
 int mn_tunnel_init(struct mn_engine *e)
 {
@@ -54,7 +57,7 @@ _Static_assert((MN_MODE_DIRECT | MN_MODE_RELAY) == MN_MODE_BOTH, "modes are bits
 static void send_direct(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
 {
     p->tx_direct += len;
-    mn_sock_put(&e->socks, &p->direct, pkt, len);
+    mn_sock_put(&e->socks, &p->direct, &p->source, pkt, len);
 }
 
 static void send_by_relay(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
@@ -67,6 +70,8 @@ static void send_by_relay(struct mn_engine *e, struct mn_peer *p, const uint8_t 
 static void send_initiation(struct mn_engine *e, struct mn_peer *p, unsigned attempt, const uint8_t *pkt, size_t len)
 {
     bool direct = goes_direct(p), relay = goes_by_relay(p);
+    if (attempt > 0)
+        p->source = any_source; /* no answer: perhaps ours was the wrong address to ask from */
     if (!direct && !relay) {
         e->stats.tx_no_path++;
         if (len <= sizeof p->unsent) {
@@ -102,7 +107,7 @@ static void send_answer(struct mn_engine *e, uint32_t peer, const struct mn_path
     if (to->region == 0) {
         if (p != NULL)
             p->tx_direct += len;
-        mn_sock_put(&e->socks, &to->ep, pkt, len);
+        mn_sock_put(&e->socks, &to->ep, &e->tunnel.local, pkt, len);
         return;
     }
     const uint8_t *key = p != NULL ? p->key : e->tunnel.sender;
@@ -183,6 +188,8 @@ static void on_event(void *ctx, uint32_t peer, enum mn_wg_event event)
         p->unsent_len = 0;
         mn_tell_handshake(e, p, false);
         mn_stack_path_failed(e->stack, peer, e->now_ns);
+    } else if (event == MN_WG_SILENT) {
+        p->source = any_source;
     }
 }
 
@@ -201,6 +208,7 @@ static void on_roamed(void *ctx, uint32_t peer, const struct mn_path *from)
     if (p == NULL || from->region != 0 || (goes_direct(p) && mn_ep_equal(&p->direct, &from->ep)))
         return;
     p->direct = from->ep;
+    p->source = ((struct mn_engine *)ctx)->tunnel.local;
     p->mode |= MN_MODE_DIRECT;
     ((struct mn_engine *)ctx)->stats.rx_roamed++;
 }
@@ -244,7 +252,7 @@ uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *er
     }
     t->out_at = NULL;
     if (goes_direct(p))
-        t->out_at = mn_sock_reserve(&e->socks, &p->direct, max + MN_WG_OVERHEAD + MN_WG_PADDING);
+        t->out_at = mn_sock_reserve(&e->socks, &p->direct, &p->source, max + MN_WG_OVERHEAD + MN_WG_PADDING);
     t->out_in_scratch = t->out_at == NULL;
     if (t->out_in_scratch)
         t->out_at = t->scratch;
@@ -258,6 +266,7 @@ void mn_tunnel_commit(void *ctx, size_t len)
     struct mn_peer *p = peer_of(e, t->out_peer);
     if (len == 0 || p == NULL)
         return;
+    uint8_t ecn = mn_ecn_get(t->out_at + MN_WG_HEADER);
     t->is_sealing = true;
     int sealed = mn_wg_seal(e->wg, t->out_peer, t->out_at, len, e->now_ns);
     t->is_sealing = false;
@@ -268,7 +277,7 @@ void mn_tunnel_commit(void *ctx, size_t len)
             send_by_relay(e, p, t->out_at, n);
         if (!t->out_in_scratch) {
             p->tx_direct += n;
-            mn_sock_commit(&e->socks, n);
+            mn_sock_commit(&e->socks, n, ecn);
         }
         if (t->out_in_scratch && !relay)
             e->stats.tx_no_path++;
@@ -290,6 +299,13 @@ void mn_tunnel_set_stack_ops(struct mn_stack_ops *ops)
 
 /* ---- inbound ---- */
 
+/* An authentic message on the path we use: our side of it is the address it came to. */
+static void pin(struct mn_engine *e, struct mn_peer *p, const struct mn_path *from)
+{
+    if (from->region == 0 && mn_ep_equal(&p->direct, &from->ep))
+        p->source = e->tunnel.local;
+}
+
 static void open_message(struct mn_engine *e, const struct mn_path *from, uint8_t *data, size_t len)
 {
     uint8_t *inner = NULL;
@@ -303,8 +319,13 @@ static void open_message(struct mn_engine *e, const struct mn_path *from, uint8_
         p->rx_relay += len;
     else
         p->rx_direct += len;
+    pin(e, p, from);
     if (n > 0) {
         mn_tell_peer_recv(e, p, from, MN_WHAT_DATA);
+        if (e->tunnel.ecn != MN_ECN_NONE && !mn_ecn_decapsulate(inner, e->tunnel.ecn)) {
+            e->stats.rx_ecn_drops++;
+            return;
+        }
         mn_stack_input(e->stack, peer, inner, (size_t)n, e->now_ns);
     } else if (type == 4) {
         mn_tell_peer_recv(e, p, from, MN_WHAT_KEEPALIVE);
@@ -351,8 +372,12 @@ static unsigned read_pass(struct mn_engine *e, const struct mn_sock_rx *rx, bool
 
 void mn_tunnel_read(struct mn_engine *e, const struct mn_sock_rx *rx)
 {
+    e->tunnel.local = rx->local;
+    e->tunnel.ecn = rx->ecn;
     if (read_pass(e, rx, false) > 0)
         (void)read_pass(e, rx, true);
+    e->tunnel.local = any_source;
+    e->tunnel.ecn = MN_ECN_NONE;
 }
 
 void mn_tunnel_inject(struct mn_engine *e, uint16_t region, const uint8_t sender[32], uint8_t *data, size_t len)
@@ -433,6 +458,8 @@ void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_comm
         return;
     p->mode = cmd->mode;
     p->region = cmd->region;
+    if (!mn_ep_equal(&p->direct, &cmd->ep))
+        p->source = any_source;
     p->direct = cmd->ep;
     uint16_t len = p->unsent_len;
     if (len == 0 || (!goes_direct(p) && !goes_by_relay(p)))
@@ -440,4 +467,18 @@ void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_comm
     p->unsent_len = 0;
     if (e->now_ns - p->unsent_at < UNSENT_FRESH_S * MN_NS_PER_S)
         (void)send_data(e, p, p->unsent, len); /* the first message of a pair: by every path there is */
+}
+
+void mn_tunnel_unpin(void *engine, const struct mn_ep *to)
+{
+    struct mn_engine *e = engine;
+    for (uint32_t peer = 0; peer < e->tunnel.cap; peer++)
+        if (mn_ep_equal(&e->tunnel.peers[peer].direct, to))
+            e->tunnel.peers[peer].source = any_source;
+}
+
+void mn_tunnel_unpin_all(struct mn_engine *e)
+{
+    for (uint32_t peer = 0; peer < e->tunnel.cap; peer++)
+        e->tunnel.peers[peer].source = any_source;
 }

@@ -38,6 +38,7 @@ struct mn_peer {
     uint16_t region;
     uint16_t unsent_len;
     struct mn_ep direct;
+    struct mn_ip source; /* our address the peer last wrote to on `direct`; all zero: any */
     uint8_t key[32];
     uint64_t send_told_at, unsent_at;
     uint64_t rx_direct, rx_relay, tx_direct, tx_relay;
@@ -64,7 +65,10 @@ struct mn_tunnel {
     struct mn_peer *peers; /* by the device's slot */
     uint32_t cap;
     uint8_t own_key[32];
-    const uint8_t *sender; /* relay sender of the message being read, NULL otherwise */
+    /* of the message being read */
+    const uint8_t *sender; /* relay sender, NULL otherwise */
+    struct mn_ip local;    /* our address it came to; all zero: not known */
+    uint8_t ecn;           /* of its outer header */
     uint8_t *scratch;      /* where packets for the relay alone are sealed */
     /* between out_begin and out_commit */
     uint32_t out_peer;
@@ -95,6 +99,9 @@ void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer);
 /* Drop the peers that the device no longer has: one whose key became our own. */
 void mn_tunnel_drop_unknown(struct mn_engine *e);
 void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_command *cmd);
+/* Our address that a direct path used may be gone: of the path to `to`, or of all. */
+void mn_tunnel_unpin(void *engine, const struct mn_ep *to);
+void mn_tunnel_unpin_all(struct mn_engine *e);
 /* The key of a peer slot; our own for packets that never left this node. */
 const uint8_t *mn_tunnel_key(const struct mn_engine *e, uint32_t peer);
 

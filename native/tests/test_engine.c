@@ -1,6 +1,7 @@
 /* Two whole engines over loopback, turned by hand in one thread: connections, half-close, resets, paths, relay, what
  * Python is told; then with their threads: stop, synchronous questions, fork. */
 #include <errno.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
@@ -444,6 +445,177 @@ static void test_a_peer_equal_to_us_is_gone(void)
     stop();
 }
 
+/* New sockets under a connection: the same port, and nothing is lost. */
+static void test_rebind(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    pump(client, server, 100000);
+    uint16_t port = mn_engine_port(e[A], MN_SOCK_V4);
+    struct mn_command cmd = {.kind = MN_CMD_REBIND};
+    CHECK_INT(send(client, "on its way", 10, 0), 10);
+    push(A, cmd);
+    CHECK_INT(await_event(A, MN_EV_REBOUND)->err, 0);
+    CHECK_INT(mn_engine_port(e[A], MN_SOCK_V4), port);
+    await_read(server, 10, 0);
+    pump(client, server, 100000);
+    pump(server, client, 100000);
+    CHECK_INT(e[A]->socks.stats.rebinds, 1);
+    stop();
+}
+
+/* The port is lost: another one, and a peer that roams follows. */
+static void test_rebind_to_another_port(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    upsert(B, true);
+    join(&client, &server);
+    pump(client, server, 1000);
+    struct mn_engine *other = make(32);
+    e[A]->socks.port[MN_SOCK_V4] = other->socks.port[MN_SOCK_V4];
+    struct mn_command cmd = {.kind = MN_CMD_REBIND};
+    push(A, cmd);
+    CHECK_INT(await_event(A, MN_EV_REBOUND)->err, 0);
+    CHECK(mn_engine_port(e[A], MN_SOCK_V4) != other->socks.port[MN_SOCK_V4]);
+    pump(client, server, 1000);
+    pump(server, client, 1000);
+    CHECK_INT(e[B]->tunnel.peers[0].direct.port, mn_engine_port(e[A], MN_SOCK_V4));
+    mn_engine_destroy(other);
+    stop();
+}
+
+static void test_offloads_switched_under_way(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    for (uint8_t gso = 0; gso < MN_GSO_MODES; gso++) {
+        struct mn_command cmd = {.kind = MN_CMD_SET_OFFLOADS, .mode = gso, .number = gso == MN_GSO_OFF};
+        push(A, cmd);
+        push(B, cmd);
+        pump(client, server, (2u << 20) / MN_TEST_SLOW);
+        CHECK_INT(e[A]->socks.has_gso[MN_SOCK_V4], gso != MN_GSO_OFF);
+        CHECK_INT(e[B]->socks.has_gro[MN_SOCK_V4], gso != MN_GSO_OFF);
+    }
+    CHECK_INT(e[B]->stats.rx_unknown > 0, e[A]->socks.stats.tx_sentinels > 0);
+    stop();
+}
+
+static struct {
+    uint8_t data[2048];
+    size_t len;
+    int tos;
+} caught;
+
+/* Keeps the one datagram that leaves, instead of sending it. */
+static int catch_one(int fd, struct mmsghdr *msgs, unsigned n, int flags)
+{
+    (void)fd, (void)flags;
+    CHECK_INT(n, 1);
+    struct msghdr *h = &msgs[0].msg_hdr;
+    caught.len = h->msg_iov->iov_len;
+    caught.tos = 0;
+    memcpy(caught.data, h->msg_iov->iov_base, caught.len);
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c != NULL; c = CMSG_NXTHDR(h, c))
+        if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS)
+            memcpy(&caught.tos, CMSG_DATA(c), sizeof caught.tos);
+    return 1;
+}
+
+/* An inner packet with these ECN bits from A to B, caught on its way. */
+static void catch_inner(uint8_t ecn)
+{
+    struct mn_stack_ops ops;
+    int err = 0;
+    struct mn_ip to = address(B), from = address(A);
+    mn_tunnel_set_stack_ops(&ops);
+    uint8_t *p = ops.out_begin(e[A], &to, 100, &err);
+    CHECK(p != NULL);
+    memset(p, 0, 100);
+    p[0] = 0x45;
+    p[1] = ecn;
+    p[3] = 100;
+    p[9] = 254; /* a protocol nobody answers */
+    memcpy(p + 12, from.b + 12, 4);
+    memcpy(p + 16, to.b + 12, 4);
+    ops.out_commit(e[A], 100);
+    mn_sock_flush(&e[A]->socks);
+}
+
+/* WG-27: the inner bits are copied outside; congestion outside is kept inside, or the packet is lost. */
+static void test_ecn_through_the_tunnel(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    pump(client, server, 1000);
+    while (e[A]->socks.n_runs > 0)
+        turn();
+    e[A]->socks.calls.sendmmsg = catch_one;
+    for (uint8_t inner = 0; inner < 4; inner++) {
+        catch_inner(inner);
+        CHECK_INT(caught.tos, inner);
+        struct mn_sock_rx rx = {.buf = caught.data, .len = caught.len, .seg = caught.len, .ecn = 3};
+        rx.from = (struct mn_ep){.ip = v4(127, 0, 0, 1), .port = mn_engine_port(e[A], MN_SOCK_V4)};
+        uint64_t drops = e[B]->stats.rx_ecn_drops;
+        mn_tunnel_read(e[B], &rx);
+        CHECK_INT(caught.data[MN_WG_HEADER] >> 4, 4);
+        CHECK_INT(caught.data[MN_WG_HEADER + 1] & 3, inner == 0 ? 0 : 3);
+        CHECK_INT(e[B]->stats.rx_ecn_drops - drops, inner == 0);
+        mn_stack_flush(e[B]->stack, e[B]->now_ns);
+    }
+    stop();
+}
+
+/* Our side of a path is the address its peer writes to; silence and a rebind forget it. */
+static void test_source_of_a_path(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    struct mn_peer *p = &e[B]->tunnel.peers[0];
+    CHECK(mn_ip_is_zero(&p->source)); /* bound to one address: nothing to choose */
+    struct mn_wg_ops ops;
+    mn_tunnel_set_wg_ops(&ops);
+    p->source = v4(127, 0, 0, 1);
+    ops.event(e[B], 0, MN_WG_SESSION_UP);
+    CHECK(!mn_ip_is_zero(&p->source));
+    ops.event(e[B], 0, MN_WG_SILENT);
+    CHECK(mn_ip_is_zero(&p->source));
+    p->source = v4(192, 0, 2, 1); /* none of ours: given up at the first packet, which leaves all the same */
+    pump(server, client, 1000);
+    CHECK(mn_ip_is_zero(&p->source));
+    CHECK_INT(e[B]->socks.stats.tx_dropped, 0);
+    p->source = v4(127, 0, 0, 1);
+    struct mn_command cmd = {.kind = MN_CMD_REBIND};
+    push(B, cmd);
+    await_event(B, MN_EV_REBOUND);
+    CHECK(mn_ip_is_zero(&p->source));
+    stop();
+}
+
+/* A refused port is a hint to ask the path, not the end of anything. */
+static void test_icmp_is_told_as_a_hint(void)
+{
+    start(MN_MODE_DIRECT);
+    struct mn_engine *gone = make(32);
+    uint16_t port = gone->socks.port[MN_SOCK_V4];
+    mn_engine_destroy(gone);
+    struct mn_command raw = with_blob(MN_CMD_SEND_RAW, "x", 1);
+    raw.ep = (struct mn_ep){.ip = v4(127, 0, 0, 1), .port = port};
+    push(A, raw);
+    struct mn_event *ev = await_event(A, MN_EV_SEND_ERROR);
+    CHECK_INT(ev->err, ECONNREFUSED);
+    CHECK_INT(ev->remote.port, port);
+    uint64_t turns = e[A]->stats.turns;
+    mn_engine_turn(e[A], 0);
+    CHECK_INT(e[A]->stats.turns, turns + 1);
+    CHECK_INT(mn_sock_drain_errors(&e[A]->socks, MN_SOCK_V4), 0); /* nothing is left to wake us again */
+    stop();
+}
+
 static void test_hints_are_throttled(void)
 {
     int client, server;
@@ -644,6 +816,12 @@ int main(void)
     RUN(test_initiations_alternate);
     RUN(test_roaming_peer_is_answered_where_it_is);
     RUN(test_a_peer_equal_to_us_is_gone);
+    RUN(test_rebind);
+    RUN(test_rebind_to_another_port);
+    RUN(test_offloads_switched_under_way);
+    RUN(test_ecn_through_the_tunnel);
+    RUN(test_source_of_a_path);
+    RUN(test_icmp_is_told_as_a_hint);
     RUN(test_hints_are_throttled);
     RUN(test_ping);
     RUN(test_datagrams_and_their_errors);

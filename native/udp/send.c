@@ -1,17 +1,16 @@
 /* The sending half of the sockets: runs, segmentation and its fall-backs. See sockets.h. */
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/udp.h>
 #include <string.h>
 
+#include "control.h"
 #include "sockaddr.h"
 #include "sockets.h"
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-
 #define PLAIN_FOR_NS (600ull * 1000000000ull)
+
+enum { SENTINEL_FROM = 8, ECHOES_MAX = 4 };
+
+static const uint8_t sentinel = 0x07; /* no protocol of ours begins so */
 
 static bool is_plain_destination(const struct mn_socks *s, const struct mn_ep *to)
 {
@@ -30,6 +29,7 @@ static void note_plain(struct mn_socks *s, const struct mn_ep *to)
             slot = &s->plain[i];
     slot->to = *to;
     slot->until_ns = s->now_ns + PLAIN_FOR_NS;
+    s->stats.tx_plain_paths++;
 }
 
 static uint8_t *run_base(const struct mn_socks *s, unsigned run)
@@ -44,11 +44,18 @@ static void count_dropped(struct mn_socks *s, const struct mn_ep *to, uint64_t d
         s->on_error(s->ctx, to, err);
 }
 
+/* Errors of a datagram to elsewhere, which the network told and the socket now reports to whoever comes next. */
+static bool is_echo(struct mn_socks *s, int family, int err)
+{
+    unsigned drained = mn_sock_drain_errors(s, family);
+    return drained > 0 || err == ECONNREFUSED || err == EPROTO || err == EHOSTDOWN;
+}
+
 /* Send msgs[0..n) of one socket; returns how many went, with *err the reason the next one did not.
  * A full buffer is waited for once per flush, as *stall says. */
 static unsigned send_some(struct mn_socks *s, int family, struct mmsghdr *msgs, unsigned n, bool *stall, int *err)
 {
-    unsigned done = 0;
+    unsigned done = 0, echoes = 0;
     *err = 0;
     while (done < n) {
         int sent = s->calls.sendmmsg(s->fd[family], msgs + done, n - done, MSG_NOSIGNAL);
@@ -60,6 +67,8 @@ static unsigned send_some(struct mn_socks *s, int family, struct mmsghdr *msgs, 
         if (sent < 0 && errno == EINTR)
             continue;
         *err = sent < 0 ? errno : EAGAIN;
+        if (*err != EAGAIN && echoes++ < ECHOES_MAX && is_echo(s, family, *err))
+            continue;
         if (*err != EAGAIN || !*stall)
             break;
         *stall = false;
@@ -70,27 +79,59 @@ static unsigned send_some(struct mn_socks *s, int family, struct mmsghdr *msgs, 
     return done;
 }
 
-/* One datagram per message: where segmentation is not to be had. */
-static void send_plain(struct mn_socks *s, const struct mn_sock_run *run, uint8_t *data, bool *stall)
+/* What every datagram of the run carries besides its data. */
+static void add_extras(const struct mn_sock_run *run, struct mn_control *control, struct msghdr *h)
 {
+    if (run->ecn != 0)
+        mn_control_add_ecn(control, h, run->family == MN_SOCK_V4, run->ecn);
+    if (!mn_ip_is_zero(&run->source))
+        mn_control_add_source(control, h, &run->source);
+}
+
+/* The system refuses the run's source: it has gone, or does not fit the way there. True: try without. */
+static bool unpin(struct mn_socks *s, struct mn_sock_run *run, int err)
+{
+    if (mn_ip_is_zero(&run->source) || (err != EINVAL && err != EADDRNOTAVAIL && err != ENETUNREACH))
+        return false;
+    memset(&run->source, 0, sizeof run->source);
+    s->stats.tx_unpinned++;
+    if (s->on_unpinned != NULL)
+        s->on_unpinned(s->ctx, &run->to);
+    return true;
+}
+
+struct plain_batch {
     struct mmsghdr msgs[MN_SOCK_SEGS_MAX];
     struct iovec iov[MN_SOCK_SEGS_MAX];
-    uint8_t addr[MN_SOCKADDR_MAX];
-    memcpy(addr, run->addr, sizeof addr);
+    struct mn_control control; /* the same for all */
+};
+
+static unsigned fill_plain(struct plain_batch *b, struct mn_sock_run *run, uint8_t *data, size_t at)
+{
+    struct msghdr same = {.msg_name = run->addr, .msg_namelen = run->addr_len, .msg_iovlen = 1};
     unsigned n = 0;
-    for (size_t at = 0; at < run->len && n < MN_SOCK_SEGS_MAX; at += run->seg, n++) {
+    add_extras(run, &b->control, &same);
+    for (; at < run->len && n < MN_SOCK_SEGS_MAX; at += run->seg, n++) {
         size_t left = run->len - at;
-        iov[n] = (struct iovec){data + at, left < run->seg ? left : run->seg};
-        msgs[n].msg_hdr =
-            (struct msghdr){.msg_name = addr, .msg_namelen = run->addr_len, .msg_iov = &iov[n], .msg_iovlen = 1};
+        b->iov[n] = (struct iovec){data + at, left < run->seg ? left : run->seg};
+        b->msgs[n].msg_hdr = same;
+        b->msgs[n].msg_hdr.msg_iov = &b->iov[n];
     }
-    for (unsigned done = 0; done < n;) {
+    return n;
+}
+
+/* One datagram per message: where segmentation is not to be had. */
+static void send_plain(struct mn_socks *s, struct mn_sock_run *run, uint8_t *data, bool *stall)
+{
+    struct plain_batch b;
+    for (size_t at = 0; at < run->len;) {
         int err = 0;
-        done += send_some(s, run->family, msgs + done, n - done, stall, &err);
-        if (done < n) {
-            count_dropped(s, &run->to, 1, err);
-            done++;
-        }
+        unsigned n = fill_plain(&b, run, data, at), done = send_some(s, run->family, b.msgs, n, stall, &err);
+        at += (size_t)done * run->seg;
+        if (done == n || unpin(s, run, err))
+            continue;
+        count_dropped(s, &run->to, 1, err);
+        at += run->seg;
     }
 }
 
@@ -101,6 +142,7 @@ static bool learn_from(struct mn_socks *s, const struct mn_sock_run *run, int er
         return false;
     if (err == EIO) {
         s->has_gso[run->family] = false;
+        s->stats.tx_gso_refused++;
     } else if (err == EMSGSIZE || err == EINVAL) {
         note_plain(s, &run->to);
     } else {
@@ -112,52 +154,57 @@ static bool learn_from(struct mn_socks *s, const struct mn_sock_run *run, int er
 
 struct batch {
     struct mmsghdr msgs[MN_SOCK_RUNS_MAX];
-    struct iovec iov[MN_SOCK_RUNS_MAX];
-    _Alignas(struct cmsghdr) uint8_t control[MN_SOCK_RUNS_MAX][CMSG_SPACE(sizeof(uint16_t))];
+    struct iovec iov[MN_SOCK_RUNS_MAX][2];
+    struct mn_control control[MN_SOCK_RUNS_MAX];
 };
 
-static void fill_message(struct batch *b, unsigned i, struct mn_sock_run *run, uint8_t *data)
+/* Whether the run is one of those that some drivers corrupt. */
+static bool is_feared(const struct mn_socks *s, const struct mn_sock_run *run)
 {
-    b->iov[i] = (struct iovec){data, run->len};
+    return s->config.gso == MN_GSO_NEVER_EQUAL && run->count > 1 && !run->is_closed;
+}
+
+static void fill_message(struct mn_socks *s, struct batch *b, unsigned i, struct mn_sock_run *run, uint8_t *data)
+{
+    b->iov[i][0] = (struct iovec){data, run->len};
     struct msghdr *h = &b->msgs[i].msg_hdr;
-    *h = (struct msghdr){.msg_name = run->addr, .msg_namelen = run->addr_len, .msg_iov = &b->iov[i], .msg_iovlen = 1};
+    *h = (struct msghdr){.msg_name = run->addr, .msg_namelen = run->addr_len, .msg_iov = b->iov[i], .msg_iovlen = 1};
+    add_extras(run, &b->control[i], h);
     if (run->count < 2)
         return;
-    memset(b->control[i], 0, sizeof b->control[i]);
-    h->msg_control = b->control[i];
-    h->msg_controllen = sizeof b->control[i];
-    struct cmsghdr *c = CMSG_FIRSTHDR(h);
-    c->cmsg_level = IPPROTO_UDP;
-    c->cmsg_type = UDP_SEGMENT;
-    c->cmsg_len = CMSG_LEN(sizeof(uint16_t));
-    uint16_t seg = (uint16_t)run->seg;
-    memcpy(CMSG_DATA(c), &seg, sizeof seg);
+    mn_control_add_segment(&b->control[i], h, (uint16_t)run->seg);
+    if (is_feared(s, run)) {
+        b->iov[i][1] = (struct iovec){(void *)(uintptr_t)&sentinel, 1};
+        h->msg_iovlen = 2;
+        s->stats.tx_sentinels++;
+    }
 }
 
 static bool wants_plain(const struct mn_socks *s, const struct mn_sock_run *run)
 {
-    return run->count > 1 && (run->is_plain || !s->has_gso[run->family]);
+    return run->count > 1 &&
+           (run->is_plain || !s->has_gso[run->family] || (is_feared(s, run) && run->count < SENTINEL_FROM));
 }
 
 /* Runs [first, end) are one family's and may be segmented. */
 static void send_runs(struct mn_socks *s, unsigned first, unsigned end, bool *stall)
 {
     struct batch b;
-    for (unsigned i = first; i < end; i++)
-        fill_message(&b, i - first, &s->runs[i], run_base(s, i));
     while (first < end) {
         int err = 0;
+        for (unsigned i = first; i < end; i++)
+            fill_message(s, &b, i - first, &s->runs[i], run_base(s, i));
         first += send_some(s, s->runs[first].family, b.msgs, end - first, stall, &err);
         if (first == end)
             return;
         struct mn_sock_run *run = &s->runs[first];
+        if (unpin(s, run, err))
+            continue;
         if (learn_from(s, run, err))
             send_plain(s, run, run_base(s, first), stall);
         else
             count_dropped(s, &run->to, run->count, err);
         first++;
-        for (unsigned i = first; i < end; i++)
-            fill_message(&b, i - first, &s->runs[i], run_base(s, i));
     }
 }
 
@@ -167,31 +214,34 @@ void mn_sock_flush(struct mn_socks *s)
     unsigned i = 0;
     while (i < s->n_runs) {
         struct mn_sock_run *run = &s->runs[i];
-        s->stats.tx_runs++;
-        if (run->count == 0) {
-            i++;
-        } else if (wants_plain(s, run)) {
+        unsigned end = i + 1;
+        if (run->count == 0) { /* reserved, never committed */
+            i = end;
+            continue;
+        }
+        if (wants_plain(s, run)) {
             send_plain(s, run, run_base(s, i), &stall);
-            i++;
         } else {
-            unsigned end = i + 1;
             while (end < s->n_runs && s->runs[end].count > 0 && s->runs[end].family == run->family &&
                    !wants_plain(s, &s->runs[end]))
                 end++;
             send_runs(s, i, end, &stall);
-            i = end;
         }
+        s->stats.tx_runs += end - i;
+        i = end;
     }
     s->n_runs = 0;
 }
 
 /* A new, empty run for `to`; sends everything first when all are taken. */
-static unsigned open_run(struct mn_socks *s, const struct mn_ep *to)
+static unsigned open_run(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source)
 {
     if (s->n_runs == MN_SOCK_RUNS_MAX)
         mn_sock_flush(s);
     struct mn_sock_run *run = &s->runs[s->n_runs];
     run->to = *to;
+    run->source = *source;
+    run->ecn = 0;
     run->addr_len = (uint8_t)mn_sockaddr_put(run->addr, to);
     run->family = mn_ip_is4(&to->ip) ? MN_SOCK_V4 : MN_SOCK_V6;
     run->is_plain = is_plain_destination(s, to);
@@ -210,53 +260,69 @@ static int find_run(const struct mn_socks *s, const struct mn_ep *to)
     return -1;
 }
 
-uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, size_t need)
+/* How far a run may fill: one that may get a sentinel leaves room for it. */
+static size_t bytes_max(const struct mn_socks *s)
+{
+    return s->config.gso == MN_GSO_NEVER_EQUAL ? MN_SOCK_BYTES_MAX - 1 : MN_SOCK_BYTES_MAX;
+}
+
+static unsigned segs_max(const struct mn_socks *s)
+{
+    return s->config.gso == MN_GSO_NEVER_EQUAL ? MN_SOCK_SEGS_MAX - 1 : MN_SOCK_SEGS_MAX;
+}
+
+uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source, size_t need)
 {
     int family = mn_ip_is4(&to->ip) ? MN_SOCK_V4 : MN_SOCK_V6;
     s->reserved_at = NULL;
-    if (s->fd[family] < 0 || need > MN_SOCK_BYTES_MAX)
+    if (s->fd[family] < 0 || need > bytes_max(s))
         return NULL;
     int found = find_run(s, to);
-    if (found >= 0 && !s->runs[found].is_closed && s->runs[found].len + need > MN_SOCK_BYTES_MAX) {
+    bool fits = found >= 0 && !s->runs[found].is_closed && mn_ip_equal(&s->runs[found].source, source);
+    if (fits && s->runs[found].len + need > bytes_max(s)) {
         mn_sock_flush(s);
-        found = -1;
+        fits = false;
     }
-    s->reserved = found >= 0 && !s->runs[found].is_closed ? (unsigned)found : open_run(s, to);
+    s->reserved = fits ? (unsigned)found : open_run(s, to, source);
     s->reserved_at = run_base(s, s->reserved) + s->runs[s->reserved].len;
     return s->reserved_at;
 }
 
-void mn_sock_commit(struct mn_socks *s, size_t len)
+void mn_sock_commit(struct mn_socks *s, size_t len, uint8_t ecn)
 {
     if (s->reserved_at == NULL || len == 0)
         return;
     uint8_t *at = s->reserved_at;
     struct mn_sock_run *run = &s->runs[s->reserved];
     s->reserved_at = NULL;
-    if (run->count > 0 && len > run->seg) { /* a run's sizes never grow: move it to one of its own */
+    if (run->count > 0 && (len > run->seg || ecn != run->ecn)) { /* sizes never grow, one ECN: to a run of its own */
         struct mn_ep to = run->to;
-        unsigned fresh = open_run(s, &to);
+        struct mn_ip source = run->source;
+        unsigned fresh = open_run(s, &to, &source);
         memmove(run_base(s, fresh), at, len);
         run = &s->runs[fresh];
     }
-    if (run->count == 0)
+    if (run->count == 0) {
         run->seg = (uint32_t)len;
+        run->ecn = ecn;
+    }
     run->count++;
     run->len += (uint32_t)len;
     run->is_closed = len < run->seg;
     s->stats.tx_datagrams++;
     s->stats.tx_bytes += len;
-    if (run->count == MN_SOCK_SEGS_MAX)
+    if (run->count == segs_max(s))
         mn_sock_flush(s);
 }
 
-void mn_sock_put(struct mn_socks *s, const struct mn_ep *to, const uint8_t *data, size_t len)
+void mn_sock_put(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source, const uint8_t *data,
+                 size_t len)
 {
-    uint8_t *at = mn_sock_reserve(s, to, len);
+    uint8_t *at = mn_sock_reserve(s, to, source, len);
     if (at == NULL) {
         count_dropped(s, to, 1, EAFNOSUPPORT);
         return;
     }
     memcpy(at, data, len);
-    mn_sock_commit(s, len);
+    mn_sock_commit(s, len, 0);
 }

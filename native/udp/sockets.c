@@ -2,26 +2,23 @@
 #include "sockets.h"
 
 #include <errno.h>
+#include <linux/errqueue.h>
 #include <netinet/in.h>
-#include <netinet/udp.h>
 #include <poll.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "control.h"
+#include "probe.h"
 #include "sockaddr.h"
 
-#ifndef UDP_SEGMENT
-#define UDP_SEGMENT 103
-#endif
-#ifndef UDP_GRO
-#define UDP_GRO 104
-#endif
 #ifndef IPV6_MTU_DISCOVER
 #define IPV6_MTU_DISCOVER 23
 #endif
 
-enum { BUFFER_WANTED = 7 << 20, BIND_TRIES = 8, RX_IDLE = 2, CONTROL_LEN = 128 };
+enum { BUFFER_WANTED = 7 << 20, BIND_TRIES = 8, RX_IDLE = 2, CONTROL_LEN = 160, ERRORS_MAX = 64 };
+enum { ECN_MASK = 3 };
 
 static int real_sendmmsg(int fd, struct mmsghdr *msgs, unsigned n, int flags)
 {
@@ -61,6 +58,34 @@ static uint32_t get_u32(int fd, int level, int name)
     return getsockopt(fd, level, name, &value, &len) == 0 && value > 0 ? (uint32_t)value : 0;
 }
 
+/* What is to come with each datagram, and how errors are told. A socket bound to one address need not hear of it. */
+static void ask_for_more(int fd, int family, bool wants_local)
+{
+    set_int(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
+    /* 0 is "do not discover": datagrams above the path MTU are fragmented rather than lost. */
+    if (family == MN_SOCK_V4) {
+        set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, 0);
+        set_int(fd, IPPROTO_IP, IP_RECVTOS, 1);
+        set_int(fd, IPPROTO_IP, IP_RECVERR, 1);
+        set_int(fd, IPPROTO_IP, IP_PKTINFO, wants_local);
+    } else {
+        set_int(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, 0);
+        set_int(fd, IPPROTO_IPV6, IPV6_RECVTCLASS, 1);
+        set_int(fd, IPPROTO_IPV6, IPV6_RECVERR, 1);
+        set_int(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, wants_local);
+    }
+}
+
+/* What the kernel has and the settings allow; what a socket refused is asked of it anew. */
+static void set_offloads(struct mn_socks *s, int family)
+{
+    int gro = !s->config.is_gro_off, gso = 0;
+    socklen_t len = sizeof gso;
+    s->has_gro[family] = setsockopt(s->fd[family], IPPROTO_UDP, UDP_GRO, &gro, sizeof gro) == 0 && gro;
+    s->has_gso[family] = s->config.gso != MN_GSO_OFF && !s->is_gso_broken &&
+                         getsockopt(s->fd[family], IPPROTO_UDP, UDP_SEGMENT, &gso, &len) == 0;
+}
+
 static int bind_family(struct mn_socks *s, int family, const struct mn_ip *local, uint16_t port)
 {
     int fd = socket(family == MN_SOCK_V4 ? AF_INET : AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -82,27 +107,21 @@ static int bind_family(struct mn_socks *s, int family, const struct mn_ip *local
         s->port[family] = ep.port;
     }
     enlarge_buffers(fd);
-    /* 0 is "do not discover": datagrams above the path MTU are fragmented rather than lost. */
-    if (family == MN_SOCK_V4)
-        set_int(fd, IPPROTO_IP, IP_MTU_DISCOVER, 0);
-    else
-        set_int(fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, 0);
-    set_int(fd, SOL_SOCKET, SO_RXQ_OVFL, 1);
-    int on = 1, gso = 0;
-    socklen_t gso_len = sizeof gso;
-    s->has_gro[family] = setsockopt(fd, IPPROTO_UDP, UDP_GRO, &on, sizeof on) == 0;
-    s->has_gso[family] = getsockopt(fd, IPPROTO_UDP, UDP_SEGMENT, &gso, &gso_len) == 0;
+    ask_for_more(fd, family, mn_ip_is_zero(local));
     s->fd[family] = fd;
+    s->kernel_drops[family] = 0;
+    set_offloads(s, family);
     return 0;
 }
 
 static void close_fds(struct mn_socks *s)
 {
     for (int f = 0; f < 2; f++) {
-        if (s->fd[f] >= 0)
-            close(s->fd[f]);
-        s->fd[f] = -1;
+        int fd = s->fd[f];
+        s->fd[f] = -1; /* before the number is free: a fork at this moment closes what it finds here */
         s->port[f] = 0;
+        if (fd >= 0)
+            close(fd);
     }
 }
 
@@ -137,12 +156,24 @@ static uint8_t *map_slab(size_t buffers)
     return p == MAP_FAILED ? NULL : p;
 }
 
+static void note_buffers(struct mn_socks *s)
+{
+    int fd = s->fd[MN_SOCK_V4] >= 0 ? s->fd[MN_SOCK_V4] : s->fd[MN_SOCK_V6];
+    s->rcvbuf = get_u32(fd, SOL_SOCKET, SO_RCVBUF);
+    s->sndbuf = get_u32(fd, SOL_SOCKET, SO_SNDBUF);
+}
+
 int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config)
 {
     memset(s, 0, sizeof *s);
     s->fd[0] = s->fd[1] = -1;
     s->rx_want = RX_IDLE;
+    s->config = *config;
     s->calls = (struct mn_sock_calls){real_sendmmsg, real_recvmmsg, real_wait_writable};
+    if (config->gso != MN_GSO_OFF && mn_probe_offload(&s->calls) == MN_PROBE_BROKEN) {
+        s->is_gso_broken = true;
+        s->stats.tx_gso_refused++;
+    }
     int err = bind_both(s, config);
     if (err == 0) {
         s->rx_slab = map_slab(MN_SOCK_RX_MAX);
@@ -154,10 +185,38 @@ int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config)
         mn_sock_close(s);
         return err;
     }
-    int fd = s->fd[MN_SOCK_V4] >= 0 ? s->fd[MN_SOCK_V4] : s->fd[MN_SOCK_V6];
-    s->rcvbuf = get_u32(fd, SOL_SOCKET, SO_RCVBUF);
-    s->sndbuf = get_u32(fd, SOL_SOCKET, SO_SNDBUF);
+    note_buffers(s);
     return 0;
+}
+
+int mn_sock_rebind(struct mn_socks *s)
+{
+    struct mn_sock_config config = s->config;
+    uint16_t port = s->port[MN_SOCK_V4] != 0 ? s->port[MN_SOCK_V4] : s->port[MN_SOCK_V6];
+    config.port = s->config.port = port != 0 ? port : config.port; /* wanted again next time, too */
+    s->n_runs = 0;
+    s->reserved_at = NULL;
+    s->stats.rebinds++;
+    close_fds(s);
+    int err = bind_both(s, &config);
+    if (err == -EADDRINUSE) {
+        config.port = 0;
+        err = bind_both(s, &config);
+    }
+    if (err == 0)
+        note_buffers(s);
+    else
+        close_fds(s);
+    return err;
+}
+
+void mn_sock_set_offloads(struct mn_socks *s, enum mn_gso gso, bool is_gro_off)
+{
+    s->config.gso = gso;
+    s->config.is_gro_off = is_gro_off;
+    for (int family = 0; family < 2; family++)
+        if (s->fd[family] >= 0)
+            set_offloads(s, family);
 }
 
 void mn_sock_close(struct mn_socks *s)
@@ -171,23 +230,88 @@ void mn_sock_close(struct mn_socks *s)
     s->n_runs = 0;
 }
 
-/* The segment size of a coalesced buffer, 0 if the kernel gave none; notes its drop counter. */
-static size_t read_control(struct mn_socks *s, int family, struct msghdr *h)
+static int control_int(const struct cmsghdr *c)
 {
-    size_t seg = 0;
+    int value = 0;
+    memcpy(&value, CMSG_DATA(c), sizeof value);
+    return value;
+}
+
+static void note_kernel_drops(struct mn_socks *s, int family, uint32_t drops)
+{
+    s->stats.rx_kernel_drops += drops - s->kernel_drops[family];
+    s->kernel_drops[family] = drops;
+}
+
+/* What the kernel says of one super-buffer; seg stays 0 where it coalesced nothing. */
+static void read_control(struct mn_socks *s, int family, struct msghdr *h, struct mn_sock_rx *rx)
+{
+    rx->seg = 0;
+    rx->ecn = 0;
+    memset(&rx->local, 0, sizeof rx->local);
     for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c != NULL; c = CMSG_NXTHDR(h, c)) {
         if (c->cmsg_level == IPPROTO_UDP && c->cmsg_type == UDP_GRO) {
-            int value = 0;
-            memcpy(&value, CMSG_DATA(c), sizeof value);
-            seg = value > 0 ? (size_t)value : 0;
+            int value = control_int(c);
+            rx->seg = value > 0 ? (size_t)value : 0;
+        } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_TOS) {
+            rx->ecn = *CMSG_DATA(c) & ECN_MASK; /* one byte, unlike IPv6's */
+        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_TCLASS) {
+            rx->ecn = (uint8_t)(control_int(c) & ECN_MASK);
+        } else if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO) {
+            struct in_pktinfo info;
+            memcpy(&info, CMSG_DATA(c), sizeof info);
+            rx->local = mn_ip_from4((const uint8_t *)&info.ipi_spec_dst);
+        } else if (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_PKTINFO) {
+            struct in6_pktinfo info;
+            memcpy(&info, CMSG_DATA(c), sizeof info);
+            rx->local = mn_ip_from6(info.ipi6_addr.s6_addr);
         } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
-            uint32_t drops = 0;
-            memcpy(&drops, CMSG_DATA(c), sizeof drops);
-            s->stats.rx_kernel_drops += drops - s->kernel_drops[family];
-            s->kernel_drops[family] = drops;
+            note_kernel_drops(s, family, (uint32_t)control_int(c));
         }
     }
-    return seg;
+}
+
+/* The error of one queued report, 0 if it is none from the network. */
+static int icmp_error(struct msghdr *h)
+{
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(h); c != NULL; c = CMSG_NXTHDR(h, c)) {
+        struct sock_extended_err ee;
+        bool is_error = (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) ||
+                        (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR);
+        if (!is_error || c->cmsg_len < CMSG_LEN(sizeof ee))
+            continue;
+        memcpy(&ee, CMSG_DATA(c), sizeof ee);
+        if (ee.ee_origin == SO_EE_ORIGIN_ICMP || ee.ee_origin == SO_EE_ORIGIN_ICMP6)
+            return (int)ee.ee_errno;
+    }
+    return 0;
+}
+
+/* The kernel names the destination of the datagram that failed; what it held does not matter. */
+unsigned mn_sock_drain_errors(struct mn_socks *s, int family)
+{
+    unsigned n = 0;
+    for (; n < ERRORS_MAX; n++) {
+        uint8_t addr[MN_SOCKADDR_MAX] = {0}, nothing[1];
+        _Alignas(struct cmsghdr) uint8_t control[512];
+        struct iovec iov = {nothing, sizeof nothing};
+        struct msghdr h = {.msg_name = addr,
+                           .msg_namelen = sizeof addr,
+                           .msg_iov = &iov,
+                           .msg_iovlen = 1,
+                           .msg_control = control,
+                           .msg_controllen = sizeof control};
+        struct mn_ep to;
+        if (recvmsg(s->fd[family], &h, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
+            break;
+        int err = icmp_error(&h);
+        if (err == 0)
+            continue;
+        s->stats.rx_icmp_errors++;
+        if (s->on_hint != NULL && mn_sockaddr_get(addr, &to))
+            s->on_hint(s->ctx, &to, err);
+    }
+    return n;
 }
 
 int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_RX_MAX])
@@ -212,27 +336,27 @@ int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_R
     s->stats.rx_calls++;
     if (n <= 0) {
         s->rx_want = RX_IDLE;
-        return 0;
+        return n < 0 && errno != EAGAIN && mn_sock_drain_errors(s, family) > 0 ? -1 : 0;
     }
     s->rx_want = (unsigned)n == want ? MN_SOCK_RX_MAX : RX_IDLE;
     int kept = 0;
     for (unsigned i = 0; i < want && i < (unsigned)n; i++) {
+        struct mn_sock_rx *rx = &out[kept];
         size_t len = msgs[i].msg_len;
-        size_t seg = read_control(s, family, &msgs[i].msg_hdr);
+        read_control(s, family, &msgs[i].msg_hdr, rx);
         s->stats.rx_buffers++;
         if ((msgs[i].msg_hdr.msg_flags & MSG_TRUNC) != 0) {
             s->stats.rx_truncated++;
             continue;
         }
-        if (seg == 0 || seg > len)
-            seg = len;
-        if (len == 0 || !mn_sockaddr_get(addrs[i], &out[kept].from))
+        if (rx->seg == 0 || rx->seg > len)
+            rx->seg = len;
+        if (len == 0 || !mn_sockaddr_get(addrs[i], &rx->from))
             continue;
-        s->stats.rx_datagrams += (len + seg - 1) / seg;
+        s->stats.rx_datagrams += (len + rx->seg - 1) / rx->seg;
         s->stats.rx_bytes += len;
-        out[kept].buf = iov[i].iov_base;
-        out[kept].len = len;
-        out[kept].seg = seg;
+        rx->buf = iov[i].iov_base;
+        rx->len = len;
         kept++;
     }
     return kept > 0 ? kept : -1; /* -1: there were some, all unusable; worth another look */

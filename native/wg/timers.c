@@ -139,6 +139,7 @@ void mn_timers_fire(void *ctx, struct mn_timer *t, uint64_t now_ns)
         on_send_keepalive(wg, p, now_ns);
         break;
     case MN_TIMER_NEW_HANDSHAKE:
+        wg->ops.event(wg->ops.ctx, p->id, MN_WG_SILENT);
         mn_handshake_request(wg, p, false, now_ns);
         break;
     case MN_TIMER_ZERO_KEYS:

@@ -44,6 +44,7 @@ enum mn_wg_event {
     MN_WG_SESSION_UP = 1,       /* a new session to send with; staged packets have gone */
     MN_WG_HANDSHAKE_FAILED = 2, /* gave up after 20 initiations; staged packets are purged */
     MN_WG_SESSION_GONE = 3,     /* no new session for 540 s: every key of the peer is wiped */
+    MN_WG_SILENT = 5,           /* nothing came for 15 s after data went: what is known of the way may be wrong */
     MN_WG_CLOCK_BEHIND = 4,     /* wall time is behind what was sent before: our timestamps run on without it */
 };
 

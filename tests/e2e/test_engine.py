@@ -21,7 +21,7 @@ from meshnode.base.addr import Endpoint, parse_prefix
 from meshnode.base.errors import AccessDenied, Refused, TimedOut
 from meshnode.base.keys import NodePrivate
 from meshnode.engine import _native
-from meshnode.engine.engine import Engine
+from meshnode.engine.engine import GSO_NEVER_EQUAL, GSO_OFF, Engine
 from meshnode.engine.flow import TunnelSocket
 from meshnode.engine.listener import Datagram
 from tests.e2e.engines import (
@@ -137,6 +137,39 @@ def test_send_errors_are_told() -> None:
         await until(lambda: told, "the failed send is told")
         assert told[0][:2] == (nowhere.ip, 9) and told[0][2] in (errno.EINVAL, errno.ENETUNREACH, errno.EPERM)
         await a.engine.aclose()
+
+    run("asyncio", work)
+
+
+def test_rebind_and_offloads_under_a_connection() -> None:
+    """New sockets, then other settings: the connection does not notice."""
+
+    async def work() -> None:
+        async with pair() as (a, b):
+            client, server = await connected(a, b)
+            rebound: list[int] = []
+            a.engine.on_rebound = rebound.append
+            port = a.engine.port4
+            for turn in range(4):
+                if turn == 1:
+                    a.engine.rebind()
+                    await until(lambda: rebound, "the sockets are new")
+                if turn == 2:
+                    a.engine.set_offloads(GSO_OFF, False)
+                if turn == 3:
+                    a.engine.set_offloads(GSO_NEVER_EQUAL, True)
+                here = asyncio.get_running_loop()
+                got = 0
+                sending = asyncio.create_task(here.sock_sendall(client, bytes(MIB)))
+                while got < MIB:
+                    got += len(await here.sock_recv(server, MIB))
+                await sending
+            assert rebound == [0] and a.engine.port4 == port
+            assert a.engine.stats()["udp_rebinds"] == 1
+            with pytest.raises(ValueError, match="GSO_AUTO"):
+                a.engine.set_offloads(9, True)
+            client.close()
+            server.close()
 
     run("asyncio", work)
 
