@@ -27,10 +27,11 @@ static void retry_syn(struct mn_stack *s, struct mn_conn *c)
 
 static bool is_hopeless(const struct mn_stack *s, const struct mn_conn *c)
 {
-    uint64_t since = c->snd.stuck_at > c->heard_at ? c->snd.stuck_at : c->heard_at;
-    /* A peer that answers may keep its window shut for ever, but not once the application is gone. */
-    if (c->is_orphan && c->snd.wnd == 0)
-        since = c->snd.stuck_at;
+    uint64_t since = c->snd.stuck_at;
+    /* A peer that answers may keep its window shut for ever, but not once the application is gone. With a window open
+     * answers alone are no progress: the two may have lost each other's numbers. */
+    if (!c->is_orphan && c->snd.wnd == 0 && c->heard_at > since)
+        since = c->heard_at;
     return s->now - since >= (c->is_orphan ? MN_GIVE_UP_ORPHAN : MN_GIVE_UP);
 }
 

@@ -87,6 +87,7 @@ static void take_syn_options(struct mn_stack *s, struct mn_conn *c, const struct
 static void opened(struct mn_stack *s, struct mn_conn *c)
 {
     c->state = MN_ESTABLISHED;
+    mn_conn_heard(s, c);
     c->rtt.backoff = 0;
     c->rcv.tuned_at = s->now;
     c->rcv.rtt_ns = c->rtt.srtt_ns;
@@ -302,6 +303,7 @@ static void arrive_synchronized(struct mn_stack *s, struct mn_conn *c, const str
     } else if (!mn_tcp_take_ack(s, c, g)) {
         return;
     }
+    mn_conn_heard(s, c);
     if (c->is_dead || c->state == MN_CLOSED)
         return;
     if (c->ecn_on && g->len > 0)
@@ -311,8 +313,6 @@ static void arrive_synchronized(struct mn_stack *s, struct mn_conn *c, const str
 
 void mn_tcp_arrive(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
-    c->heard_at = s->now;
-    c->keep_probes = 0;
     if (c->state == MN_SYN_SENT)
         arrive_syn_sent(s, c, g);
     else if (c->state != MN_CLOSED)
@@ -343,8 +343,6 @@ static void arrive_nowhere(struct mn_stack *s, uint32_t peer, const struct mn_pa
 static void arrive_conn(struct mn_stack *s, uint32_t peer, struct mn_conn *c, const struct mn_segment *g)
 {
     c->peer = peer; /* the address may have moved to another peer: the device has checked that it is its own */
-    c->heard_at = s->now;
-    c->keep_probes = 0;
     if (mn_run_take(s, c, g))
         return;
     mn_tcp_arrive(s, c, g);

@@ -297,7 +297,7 @@ struct mn_stack {
     struct mn_loopback loop;
     bool out_is_loop;
     bool is_shared; /* a kernel has our addresses too */
-    bool in_input; /* between the first input of a batch and its flush */
+    bool in_input;  /* between the first input of a batch and its flush */
 };
 
 /* stack.c */
@@ -370,6 +370,13 @@ void mn_conn_free_all(struct mn_stack *s);
 
 /* clock.c: what the timers of a connection do */
 void mn_conn_fire(struct mn_stack *s, struct mn_conn *c, enum mn_conn_timer which);
+
+/* Something arrived that only the peer can have sent: what a stranger may guess does not keep a connection alive. */
+static inline void mn_conn_heard(const struct mn_stack *s, struct mn_conn *c)
+{
+    c->heard_at = s->now;
+    c->keep_probes = 0;
+}
 
 static inline uint32_t mn_conn_unread(const struct mn_conn *c)
 {

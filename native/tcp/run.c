@@ -85,6 +85,7 @@ void mn_run_flush(struct mn_stack *s, struct mn_conn *c)
     /* Numbers of the last one; its length tells take_ack that this is no duplicate ACK. */
     if (!mn_tcp_take_ack(s, c, &r->last) || c->is_dead)
         return;
+    mn_conn_heard(s, c);
     if (r->largest > c->rcv.largest)
         c->rcv.largest = r->largest;
     c->ack.last_was_full = r->last.len == c->rcv.largest && (r->last.flags & MN_TCP_PSH) == 0;

@@ -654,6 +654,33 @@ static void test_keepalive(void)
     rig_stop(&r);
 }
 
+/* Segments out of the window, or that acknowledge what was never sent, are no sign of the peer: anybody could send
+ * them, and two sides that lost each other's numbers do, for ever. */
+static void test_strangers_keep_nothing_alive(void)
+{
+    for (int has_data = 0; has_data < 2; has_data++) {
+        struct rig r;
+        rig_start(&r);
+        struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = 1240});
+        if (has_data != 0)
+            CHECK_INT(rig_write(&r, (const uint8_t *)"lost", 4), 4);
+        for (int i = 0; i < 1000 && r.closed == 0; i++) {
+            rig_advance(&r, MN_SECOND);
+            struct mn_segment g = rig_segment(&f, A, NULL, 0);
+            if (i % 2 == 0)
+                g.seq += 1U << 30;
+            else
+                g.ack += 1U << 30;
+            rig_in(&r, g);
+            while (rig_take(&r))
+                ;
+        }
+        CHECK_INT(r.closed, 1);
+        CHECK_INT(r.err, ETIMEDOUT);
+        rig_stop(&r);
+    }
+}
+
 static void test_address_taken_away(void)
 {
     struct rig r;
@@ -739,6 +766,7 @@ int main(void)
     RUN(test_time_wait_cap);
     RUN(test_peer_gone_and_path_failed);
     RUN(test_keepalive);
+    RUN(test_strangers_keep_nothing_alive);
     RUN(test_address_taken_away);
     RUN(test_listener_rules);
     RUN(test_sequence_numbers_are_keyed);
