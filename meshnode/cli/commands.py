@@ -59,6 +59,8 @@ def run_status(parsed: argparse.Namespace) -> int:
         print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]))
     if status["BackendState"] != "Running":
         print(f"{status['BackendState']}: {status.get('Reason', '')}".rstrip(": "))
+    if status.get("Interface"):
+        print(f"# interface {status['Interface']}")
     for complaint in status.get("Health") or ():
         print(f"# {complaint}")
     return 0

@@ -31,6 +31,8 @@ _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 MTU_RANGE: Final = (1280, 1420)
 """IPv6 needs 1280; above 1420 a tunnel packet no longer fits an Ethernet frame."""
 
+INTERFACE_NAME_MAX: Final = 15
+
 ReadText = Callable[[str], str]
 
 
@@ -298,6 +300,15 @@ def check_hostname(text: str) -> tuple[str, str]:
     return "", text
 
 
+def check_tun(text: str) -> tuple[str, str]:
+    """(problem or '', the name). What Linux takes as the name of an interface; empty: none is made."""
+    if len(text.encode()) > INTERFACE_NAME_MAX:
+        return f"{text!r} is longer than the {INTERFACE_NAME_MAX} letters that an interface's name may have", text
+    if text in (".", "..") or not all("!" <= c <= "~" and c not in "/:%" for c in text):
+        return f"{text!r} is no name for an interface: letters, digits, '-', '_' and '.'", text
+    return "", text
+
+
 def _check_port(value: int) -> tuple[str, int]:
     return ("" if 0 <= value <= 65535 else f"{value} is no port; use 0 to 65535"), value
 
@@ -339,5 +350,6 @@ _CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
     "port": _check_port,
     "mtu": _check_mtu,
     "socks5": _check_door,
+    "tun": check_tun,
     "serve": _check_serve,
 }

@@ -125,6 +125,9 @@ class Tunnel:
         "serve TARGET on a tailnet port; SCHEME is tcp or http, TARGET is HOST:PORT, a URL or a directory",
         metavar="SCHEME:PORT=TARGET",
     )
+    tun: str = setting(
+        "", "kernel interface to make: every program of this machine reaches peers; needs CAP_NET_ADMIN", metavar="NAME"
+    )
     socks5: str = setting("", "SOCKS5 door into the tailnet", metavar="HOST:PORT", aliases=("TS_SOCKS5_SERVER",))
 
 

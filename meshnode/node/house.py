@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -36,6 +37,7 @@ from meshnode.tunnel.dialer import Dialer
 
 if TYPE_CHECKING:
     from meshnode.node.node import Node
+    from meshnode.tunnel.interface import Interface
 
 RELAY_GRACE_S: Final = 0.2
 """How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
@@ -61,6 +63,7 @@ class House:
         self.clock = node.clock
         self.netmap: Snapshot[Netmap | None] = Snapshot(None)
         self.endpoints: tuple[Endpoint, ...] = ()
+        self.interface: Interface | None = None
         self.wiring = Wiring(self, broadcast)
         self._scope = scope
         self._on_failure = on_failure
@@ -103,6 +106,16 @@ class House:
             raise ListenError(f"UDP port {node.port} cannot be used for the tunnel: {reason}; {tip}") from None
         self._rooms.push_async_callback(self.engine.aclose)
         self.dialer = Dialer(self.engine.connect, node.resolve)
+        if node.tun:
+            from meshnode.tunnel.interface import Interface
+
+            self.interface = Interface.open(self.engine, node.tun, node.mtu)
+            self.engine.on_tun_lost = self._on_tun_lost
+
+    def _on_tun_lost(self, number: int) -> None:
+        self._on_failure(
+            MeshError(f"interface {self.node.tun} was removed while in use: {os.strerror(number).lower()}")
+        )
 
     def _start_relays(self) -> None:
         from meshnode.relay.pool import RelayPool

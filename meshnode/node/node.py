@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.base.addr import IP, parse_ip, split_host_port
 from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady
-from meshnode.config.load import check_control_url, check_hostname
+from meshnode.config.load import check_control_url, check_hostname, check_tun
 from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Secret
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
@@ -61,12 +61,14 @@ class Node(Network):
         paths: str = "auto",
         udp_gso: str = "auto",
         udp_gro: str = "auto",
+        tun: str = "",
         clock: Clock | None = None,
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
         port: UDP port, 0 = any. paths: see `set_paths`.
         udp_gso: "auto", "off" or "never-equal-tail"; udp_gro: "auto" or "off": see docs/reference/configuration.md.
+        tun: name of a kernel interface to make, for every program of this machine; needs CAP_NET_ADMIN.
         plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
@@ -77,6 +79,9 @@ class Node(Network):
         problem, self.hostname = check_hostname(hostname)
         if problem:
             raise ConfigError(f"hostname: {problem}")
+        problem, self.tun = check_tun(tun)
+        if problem:
+            raise ConfigError(f"tun: {problem}")
         self.auth_key = auth_key if isinstance(auth_key, Secret) else Secret(auth_key)
         directory = os.fspath(state_dir)
         self.state_dir = "" if directory == MEMORY or (ephemeral and not directory) else directory or _usual()
@@ -122,6 +127,7 @@ class Node(Network):
             paths=tailscale.paths,
             udp_gso=tailscale.udp_gso,
             udp_gro=tailscale.udp_gro,
+            tun=config.tunnel.tun,
         )
 
     # --- life ---

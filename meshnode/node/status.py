@@ -66,6 +66,8 @@ class Status:
     health: tuple[str, ...] = ()
     filter_rules: tuple[str, ...] = ()
     counters: Mapping[str, int] = field(default_factory=dict)
+    interface: str = ""
+    """Name of the kernel interface; empty: there is none."""
 
     @property
     def addresses(self) -> tuple[IP, ...]:
@@ -77,7 +79,8 @@ class Status:
         netmap = self.netmap
         return {
             "Version": self.version,
-            "TUN": False,
+            "TUN": bool(self.interface),
+            "Interface": self.interface,
             "BackendState": self.backend_state,
             "Reason": self.reason,
             "Since": rfc3339(self.since),

@@ -44,6 +44,7 @@ def status_of(house: House) -> Status:
         home=RelayHome(house.home.region, region.code if region else "", house.home.settled.is_set()),
         endpoints=house.endpoints,
         traffic={p.id: _traffic(house, p.key, wall, now) for p in netmap.peers.values()} if netmap else {},
+        interface=house.interface.name if house.interface else "",
         health=netmap.health if netmap else (),
         filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
         counters=house.engine.stats() | house.discovery.counters() | {"engine_lost": house.engine.lost_count},

@@ -15,7 +15,7 @@ from meshnode.control.client import ControlState, Keys, LoginResult
 from meshnode.netmap.model import Changes, Netmap, RelayMap
 from meshnode.netmap.model import Node as NetmapNode
 from meshnode.node.events import Broadcast, ControlChanged, NetmapChanged, PathChanged, RelayChanged
-from meshnode.node.follow import EngineFace, Follower
+from meshnode.node.follow import EngineFace, Follower, is_usable, prefixes_of
 from meshnode.node.offloads import offloads
 from meshnode.run.log import get_logger
 
@@ -88,6 +88,8 @@ class Wiring:
         house = self._house
         is_first = house.netmap.value is None
         self._follower.apply(netmap, changes)
+        if house.interface is not None:
+            self._set_interface(netmap)
         self._node.on_netmap(netmap)
         house.netmap.publish(netmap)
         self._broadcast.publish(NetmapChanged(netmap, changes))
@@ -100,6 +102,15 @@ class Wiring:
             house.engine.set_offloads(*offloads(self._node.udp_gso, self._node.udp_gro, own.caps))
             floor = house.engine.last_timestamp()
             house.memory.change(node_id=own.stable_id, name=own.name, addresses=own.ips, timestamp_floor=floor)
+
+    def _set_interface(self, netmap: Netmap) -> None:
+        from meshnode.tunnel.interface import DISABLE_TCP, DISABLE_UDP, layout_of
+
+        house, own = self._house, netmap.self_node
+        assert house.interface is not None
+        usable = (peer for peer in netmap.peers.values() if is_usable(peer))
+        house.interface.apply(layout_of(own.ips, (p for peer in usable for p in prefixes_of(peer))))
+        house.engine.set_tun_merge(tcp=DISABLE_TCP not in own.caps, udp=DISABLE_UDP not in own.caps)
 
     def _check_name(self, netmap: Netmap) -> None:
         wanted = self._node.hostname.lower()

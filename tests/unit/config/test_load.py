@@ -63,6 +63,7 @@ def test_aliases_in_their_order() -> None:
         names = dict(list(names.items())[:-1])
     assert build({}, {"TAILSCALE_LOGIN_SERVER": "http://hs:8080"}).tailscale.control_url == "http://hs:8080"
     assert build({}, {"TS_SOCKS5_SERVER": ":1055"}).tunnel.socks5 == ":1055"
+    assert build({}, {"MESHNODE_TUN": "mesh0"}).tunnel.tun == "mesh0"
     assert build({}, {"MESHNODE_HOSTNAME": "", "TS_HOSTNAME": "x"}).tailscale.hostname == "x"
 
 
@@ -121,6 +122,9 @@ control_url = "https://two.example"
         ("[run]\nlog = 'xml'", "log: 'xml' is none of text, json  (node.toml:2)"),
         ("[tunnel]\nserve = ['80=x']", "serve: '80=x' is not SCHEME:PORT=TARGET"),
         ("[tunnel]\nserve = [80]", "serve: [80] is not a list of texts  (node.toml:2)"),
+        ("[tunnel]\ntun = 'sixteen-letters-'", "tun: 'sixteen-letters-' is longer than the 15 letters that"),
+        ("[tunnel]\ntun = 'mesh%d'", "tun: 'mesh%d' is no name for an interface: letters, digits, '-', '_' and '.'"),
+        ("[tunnel]\ntun = '..'", "tun: '..' is no name for an interface"),
         ("[tunnel]\nsocks5 = 'localhost'", "socks5: 'localhost' has no port; write HOST:PORT  (node.toml:2)"),
         ("[tailscale\n", "not valid TOML:"),
         ("a = ", "(node.toml:1)"),
