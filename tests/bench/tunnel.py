@@ -8,8 +8,10 @@ this machine's cores. A round measures each row at every peer in turn, the order
 are medians over rounds. Peers:
 
 meshnode       two processes with a Node each: node.listen, node.connect (ends.py: uvloop)
+meshnode_tun   two `meshnode up --tun` with kernel TCP (cubic)
 tsnet          two processes of interop/go/tsnet_bench, each a tsnet server
 tailscaled     two `tailscaled --tun=userspace-networking`, dialled through SOCKS5
+tailscaled_tun two `tailscaled --tun` with kernel TCP (cubic)
 wireguard_go   two wireguard-go with TUN and kernel TCP (cubic)
 boringtun      the same with boringtun-cli
 mitmproxy      wireguard-go → mitmproxy_rs (it serves only): `--mitmproxy DIR`, where
@@ -53,6 +55,7 @@ from typing import Any
 from interop.bed import Bed, make_bed
 from interop.build import binary
 from interop.lab import Host, Lab, LabError, until
+from interop.peers.meshnode import Meshnode
 from interop.peers.tailscaled import SOCKS5, Tailscaled
 from interop.peers.wireguard import Wireguard, key_pair
 
@@ -61,7 +64,10 @@ ROOT = HERE.parent.parent
 ENDS = HERE / "ends.py"
 PORT = 9000
 ROWS = ("idle", "one", "eight", "bidi", "echo1", "echo64", "churn", "pinned")
-PEERS = ("meshnode", "tsnet", "tailscaled", "wireguard_go", "boringtun", "mitmproxy", "yardstick")
+PEERS = (
+    "meshnode", "meshnode_tun", "tsnet", "tailscaled", "tailscaled_tun", "wireguard_go", "boringtun", "mitmproxy",
+    "yardstick",
+)  # fmt: skip
 STREAMS = {"one": 1, "eight": 8, "pinned": 1}
 IDLE_S = 3.0
 ANSWER_S = 60.0
@@ -362,6 +368,28 @@ def make_tailscaled(bed: Bed, a: Host, b: Host) -> Pair:
     return pair
 
 
+def make_meshnode_tun(bed: Bed, a: Host, b: Host) -> Pair:
+    key, url = bed.headscale.key(), bed.headscale.url
+    nodes = [Meshnode(h, f"tun-{h.name}", url, key=key, socks5=False, extra=["--tun", "mesh0"]).start() for h in (a, b)]
+    ends = [End(h, "tun", python("kernel", node.addresses[0])) for h, node in zip((a, b), nodes, strict=True)]
+    pids = [node.running.pid for node in nodes]
+    pair = Pair("meshnode_tun", ends[0], ends[1], pids, nodes[0].addresses[0], nodes[1].addresses[0])
+    nodes[0].wait_for_peer(nodes[1].name)
+    nodes[0].wait_until_direct(nodes[1].name)
+    return pair
+
+
+def make_tailscaled_tun(bed: Bed, a: Host, b: Host) -> Pair:
+    key = bed.headscale.key()
+    nodes = [Tailscaled(h, f"tuns-{h.name}", tun=True).start().up(bed.headscale.url, key) for h in (a, b)]
+    ends = [End(h, "stock-tun", python("kernel", node.addresses[0])) for h, node in zip((a, b), nodes, strict=True)]
+    pids = [node.process.pid for node in nodes if node.process]
+    pair = Pair("tailscaled_tun", ends[0], ends[1], pids, nodes[0].addresses[0], nodes[1].addresses[0])
+    nodes[0].wait_for_peer(nodes[1].name)
+    nodes[0].wait_until_direct(nodes[1].name)
+    return pair
+
+
 def make_wireguard(program: str, net: int, a: Host, b: Host) -> Pair:
     private_a, public_a = key_pair()
     private_b, public_b = key_pair()
@@ -393,10 +421,14 @@ def make_mitmproxy(folder: str, a: Host, b: Host) -> Pair:
 def make(name: str, bed: Bed, options: argparse.Namespace) -> Pair | Yardstick:
     if name == "yardstick":
         return Yardstick()
-    short = name.replace("_", "")[:8]
+    short = "".join(part[:4] for part in name.split("_"))
     a, b = bed.lab.host(f"{short}a"), bed.lab.host(f"{short}b")
     if name == "meshnode":
         return make_meshnode(bed, a, b)
+    if name == "meshnode_tun":
+        return make_meshnode_tun(bed, a, b)
+    if name == "tailscaled_tun":
+        return make_tailscaled_tun(bed, a, b)
     if name == "tsnet":
         return make_tsnet(bed, a, b)
     if name == "tailscaled":
