@@ -146,7 +146,8 @@ class Meshnode:
         return until(relayed, timeout_s, f"{self.name} reaches {target} by relay")
 
     def curl_words(self) -> list[str]:
-        return ["--socks5-hostname", SOCKS5]
+        """What curl needs on this host; nothing beside a kernel interface."""
+        return ["--socks5-hostname", SOCKS5] if self.socks5 else []
 
     def nc(self, host: str, port: int, send: bytes, timeout_s: float = 20.0) -> bytes:
         """`meshnode nc HOST PORT` with `send` on its input; returns what came back."""
