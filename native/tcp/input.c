@@ -268,7 +268,8 @@ static bool pass_checks(struct mn_stack *s, struct mn_conn *c, const struct mn_s
                 mn_tcp_send_syn(s, c);
             return (g->flags & MN_TCP_ACK) != 0;
         }
-        if (is_current && g->len > 0 && mn_seq_le(g->seq + g->len, c->rcv.nxt))
+        /* Also of what its stamp shows to be old: a late original, whose sender must learn that it sent twice. */
+        if (g->len > 0 && mn_seq_le(g->seq + g->len, c->rcv.nxt))
             mn_ack_note_twice(s, c, g->seq, g->seq + g->len);
         if (mn_segment_space(g) > 0)
             answer_now(s, c);
