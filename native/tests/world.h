@@ -69,9 +69,12 @@ struct world {
     uint32_t count, room;
     struct world_edge edges[2][4 * WORLD_CONNS];
     /* link, per direction the same */
-    double loss, duplicate, reorder, no_buffer;
+    double loss, duplicate, reorder, corrupt, no_buffer;
     uint64_t delay, jitter, cut_from, cut_until;
-    uint64_t packets, lost;
+    uint64_t late; /* a reordered packet comes up to this much later; 0: half the delay and 1 ms */
+    uint64_t rate, queue, busy_until[2]; /* bytes a second, 0: any; bytes that wait for their turn, more are lost */
+    bool is_greedy;                      /* applications write all they can, without pauses */
+    uint64_t packets, lost, queue_full;
     bool is_forged;  /* somebody adds segments of his own */
     uint64_t ghosts; /* accepted, though nobody had opened them: cookies that came back twice */
     uint64_t trace;  /* hash of everything that was sent */
@@ -194,18 +197,34 @@ static inline uint8_t *world_out_begin(void *ctx, const struct mn_ip *dst, size_
     return d->out;
 }
 
-static inline void world_send(struct world *w, int to, const uint8_t *data, size_t len)
+static inline void world_send(struct world *w, int to, uint64_t start, const uint8_t *data, size_t len)
 {
     struct world_packet *p = malloc(sizeof *p);
     CHECK(p != NULL);
-    p->at = w->now + w->delay + (w->jitter > 0 ? world_random(w) % w->jitter : 0);
+    p->at = start + w->delay + (w->jitter > 0 ? world_random(w) % w->jitter : 0);
     if (w->reorder > 0 && world_chance(w) < w->reorder)
-        p->at += world_random(w) % (w->delay / 2 + MN_MS);
+        p->at += world_random(w) % (w->late > 0 ? w->late : w->delay / 2 + MN_MS);
     p->order = w->order++;
     p->to = to;
     p->len = (uint16_t)len;
     memcpy(p->data, data, len);
+    if (w->corrupt > 0 && world_chance(w) < w->corrupt) {
+        uint64_t bit = world_random(w) % (len * 8);
+        p->data[bit / 8] ^= (uint8_t)(1U << bit % 8);
+    }
     world_push(w, p);
+}
+
+/* When a packet that is sent now has passed the bottleneck; 0: its queue is full. */
+static inline uint64_t world_pass(struct world *w, int from, size_t len)
+{
+    if (w->rate == 0)
+        return w->now;
+    uint64_t *busy = &w->busy_until[from], start = *busy > w->now ? *busy : w->now;
+    if ((double)(start - w->now) * (double)w->rate / 1e9 > (double)w->queue)
+        return 0;
+    *busy = start + (uint64_t)((double)len * 1e9 / (double)w->rate);
+    return *busy;
 }
 
 static inline void world_out_commit(void *ctx, size_t len)
@@ -217,14 +236,19 @@ static inline void world_out_commit(void *ctx, size_t len)
         return;
     world_watch(w, d->index, d->out, len);
     w->packets++;
+    uint64_t start = world_pass(w, d->index, len);
+    if (start == 0) {
+        w->queue_full++;
+        return;
+    }
     bool is_cut = w->now >= w->cut_from && w->now < w->cut_until;
     if (is_cut || (w->loss > 0 && world_chance(w) < w->loss)) {
         w->lost++;
         return;
     }
-    world_send(w, 1 - d->index, d->out, len);
+    world_send(w, 1 - d->index, start, d->out, len);
     if (w->duplicate > 0 && world_chance(w) < w->duplicate)
-        world_send(w, 1 - d->index, d->out, len);
+        world_send(w, 1 - d->index, start, d->out, len);
 }
 
 /* ---- applications ---- */
@@ -256,13 +280,13 @@ static inline void world_write(struct world_side *d, struct world_end *e)
         uint64_t n = e->to_write - e->written;
         if (n > room)
             n = room;
-        if (world_random(d->w) % 4 == 0)
+        if (!d->w->is_greedy && world_random(d->w) % 4 == 0)
             n = n % 2000 + 1 < n ? n % 2000 + 1 : n;
         for (uint64_t i = 0; i < n; i++)
             p[i] = world_byte(e->key, e->written + i);
         e->written += n;
         mn_tcp_send_commit(d->s, e->conn, (size_t)n, d->w->now);
-        if (e->is_closed || world_random(d->w) % 8 == 0) {
+        if (e->is_closed || (!d->w->is_greedy && world_random(d->w) % 8 == 0)) {
             e->write_at = d->w->now + world_random(d->w) % (20 * MN_MS);
             return;
         }
