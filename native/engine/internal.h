@@ -11,7 +11,6 @@
 #include "engine.h"
 #include "requests.h"
 #include "sleep.h"
-#include "spin.h"
 #include "tun.h"
 #include "tunnel.h"
 
@@ -26,7 +25,6 @@
 
 #define MN_ENGINE_COUNTERS(X)                                                                                          \
     X(turns)                                                                                                           \
-    X(spins)                                                                                                           \
     X(sleeps)                                                                                                          \
     X(commands)                                                                                                        \
     X(command_errors)                                                                                                  \
@@ -71,7 +69,7 @@ struct mn_engine {
     struct mn_sleep sleep;
     struct mn_engine_stats stats;
     uint64_t now_ns;
-    struct mn_spin spin;
+    uint64_t worked_at, gap_ns; /* when a turn last did something; mean pause between such turns */
     size_t mtu;
     int epoll_fd;
     atomic_ushort ports[2]; /* as other threads read them */

@@ -39,8 +39,7 @@ static void retransmit(struct mn_stack *s, struct mn_conn *c)
 {
     s->stats.tcp_timeouts++;
     c->timeouts++;
-    mn_loss_on_timeout(c, c->rtt.backoff == 0, s->now);
-    c->rtt.is_timing = false;
+    mn_loss_on_timeout(s, c);
     if (c->rtt.backoff < 16)
         c->rtt.backoff++;
     mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
@@ -122,8 +121,11 @@ static void fire_keepalive(struct mn_stack *s, struct mn_conn *c)
 
 static void fire_idle(struct mn_stack *s, struct mn_conn *c)
 {
-    if (c->snd.ring.data != NULL && mn_conn_used(c) == 0 && s->now - c->snd.sent_at >= MN_IDLE_RING)
+    if (c->snd.ring.data != NULL && mn_conn_used(c) == 0 && s->now - c->snd.sent_at >= MN_IDLE_RING) {
         mn_ring_free(s, &c->snd.ring);
+        if (c->snd.una == c->snd.nxt)
+            mn_sent_free(s, c);
+    }
     if (c->rcv.ring.data != NULL && c->rcv.early.count == 0 && mn_conn_unread(c) == 0)
         mn_ring_free(s, &c->rcv.ring);
     if (c->snd.ring.data != NULL || c->rcv.ring.data != NULL)
@@ -135,6 +137,13 @@ void mn_conn_fire(struct mn_stack *s, struct mn_conn *c, enum mn_conn_timer whic
     switch (which) {
     case MN_T_RETX:
         fire_retransmission(s, c);
+        break;
+    case MN_T_REORDER:
+        mn_loss_on_reorder_timer(s, c);
+        break;
+    case MN_T_PROBE:
+        if (c->state >= MN_ESTABLISHED && mn_loss_wants_probe(c))
+            mn_tcp_send_probe(s, c);
         break;
     case MN_T_ACK:
         fire_ack(s, c);

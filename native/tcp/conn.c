@@ -223,6 +223,7 @@ static void free_memory(struct mn_stack *s, struct mn_conn *c)
 {
     mn_ring_free(s, &c->snd.ring);
     mn_ring_free(s, &c->rcv.ring);
+    mn_sent_free(s, c);
     mn_early_free(&c->rcv.early);
 }
 

@@ -144,7 +144,7 @@ static bool take_tcp_error(struct mn_stack *s, const struct mn_icmp *m, const st
         return false;
     if (m->kind == MN_ICMP_TOO_BIG && c->state >= MN_ESTABLISHED) {
         if (lower_mss(c, m->mtu)) {
-            mn_loss_on_path_shrunk(c);
+            mn_loss_on_path_shrunk(s, c);
             mn_conn_mark(s, c);
         }
     } else if (c->state == MN_SYN_SENT && m->kind == MN_ICMP_PORT_UNREACHABLE) {

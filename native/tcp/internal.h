@@ -62,7 +62,8 @@ enum {
 #define MN_IDLE_RING (1 * MN_SECOND)
 #define MN_ACK_BULK (5 * MN_MS)  /* one full segment, more expected */
 #define MN_ACK_REPLY (1 * MN_MS) /* the application usually answers at once and carries the ACK */
-#define MN_RETRY_NS (1 * MN_MS)  /* no packet buffer: try again */
+#define MN_RENEGE_NS (10 * MN_MS)
+#define MN_RETRY_NS (1 * MN_MS) /* no packet buffer: try again */
 #define MN_PAWS_IDLE (24ULL * 24 * 3600 * MN_SECOND)
 
 enum mn_tcp_state {
@@ -115,7 +116,9 @@ struct mn_ring {
 };
 
 enum mn_conn_timer {
-    MN_T_RETX, /* retransmission, or persist when nothing is out */
+    MN_T_RETX,    /* retransmission, or persist when nothing is out */
+    MN_T_REORDER, /* what is missing is late enough to be lost */
+    MN_T_PROBE,   /* the tail has not been acknowledged */
     MN_T_ACK,
     MN_T_KEEP,
     MN_T_LIFE, /* FIN-WAIT-2 of an orphan */
@@ -130,9 +133,10 @@ struct mn_send {
     uint8_t shift;
     bool has_scale; /* the peer offered to scale windows */
     bool fin_queued, fin_sent;
-    bool wants_room; /* the application met a full ring */
-    bool is_limited; /* the congestion window held us back since the last ACK */
-    uint32_t mss;    /* payload bytes per segment, options taken off */
+    bool wants_room;       /* the application met a full ring */
+    bool is_limited;       /* the congestion window held us back within the last round trip */
+    uint32_t limited_edge; /* that ends when this is acknowledged */
+    uint32_t mss;          /* payload bytes per segment, options taken off */
     uint16_t peer_mss;
     uint64_t sent_at;  /* last data */
     uint64_t stuck_at; /* last progress while bytes wait for an ACK or a window; 0: none do */
@@ -192,6 +196,7 @@ struct mn_conn {
     struct mn_acking ack;
     struct mn_stamps ts;
     struct mn_rtt rtt;
+    struct mn_sent sent;
     struct mn_loss loss;
     struct mn_cc cc;
     uint64_t due[MN_T_COUNT];
@@ -282,6 +287,7 @@ struct mn_stack {
     struct mn_slot *slots;
     uint32_t slot_room, slot_used, free_first, free_last;
     struct mn_timers timers;
+    struct mn_chunks chunks;
     struct mn_ports listeners;
     struct mn_listener *listener_data; /* beside the slots of listeners */
     struct mn_half *half_first, *half_last;
@@ -433,6 +439,7 @@ void mn_run_forget(struct mn_stack *s, struct mn_conn *c);
 
 /* output.c */
 void mn_tcp_output(struct mn_stack *s, struct mn_conn *c);
+void mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c); /* a tail loss probe */
 void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c);
 void mn_tcp_send_reset(struct mn_stack *s, struct mn_conn *c);
 /* A segment without text; 0 or -errno. */

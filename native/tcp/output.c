@@ -176,8 +176,8 @@ struct burst {
     int err;
 };
 
-/* Send n bytes from seq, and the FIN if it comes right behind them. */
-static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, uint32_t seq, uint32_t n)
+/* Send n bytes from seq, and the FIN if it comes right behind them: of those sent again only if it was sent before. */
+static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, uint32_t seq, uint32_t n, bool is_again)
 {
     uint8_t flags = mn_conn_ack_flags(c);
     if (!b->is_ready)
@@ -186,7 +186,7 @@ static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, u
     if (seq + n == c->snd.end) {
         if (n > 0)
             flags |= MN_TCP_PSH;
-        if (c->snd.fin_queued)
+        if (c->snd.fin_queued && (!is_again || c->snd.fin_sent))
             flags |= MN_TCP_FIN;
     }
     b->err = cut_segment(s, c, &b->cut, seq, n, flags);
@@ -205,39 +205,59 @@ static uint32_t peer_edge(const struct mn_conn *c)
     return c->snd.una + c->snd.wnd;
 }
 
+static void note_limited(struct mn_conn *c)
+{
+    c->snd.is_limited = true;
+    c->snd.limited_edge = c->snd.nxt;
+}
+
+/* Bytes of a lost chunk to send again from its offset `done`, a FIN among them; 0: not now. */
+static uint32_t next_lost(struct mn_conn *c, const struct mn_chunk *k, uint32_t done)
+{
+    uint32_t seq = k->seq + done, n = k->len - done;
+    if (n > c->snd.mss) {
+        uint32_t data = c->snd.end - seq;
+        n = data <= c->snd.mss ? n : c->snd.mss; /* a FIN goes with the last byte */
+    }
+    if (c->loss.is_forced && done == 0)
+        return n;
+    if (mn_seq_lt(peer_edge(c), seq + n - (c->snd.fin_sent && seq + n == c->snd.end + 1)))
+        return 0;
+    if (mn_loss_flight(c) + done + n > mn_loss_window(c)) {
+        note_limited(c);
+        return 0;
+    }
+    return n;
+}
+
+/* What was lost comes first. True: nothing of it is left, and there is time for more. */
 static bool resend_lost(struct mn_stack *s, struct mn_conn *c, struct burst *b)
 {
-    uint32_t seq, len;
-    bool is_forced;
-    while (b->left > 0 && mn_loss_next(c, &seq, &len, &is_forced)) {
-        uint32_t data = mn_seq_lt(seq, c->snd.end) ? c->snd.end - seq : 0;
-        uint32_t n = len < data ? len : data;
-        if (n > c->snd.mss)
-            n = c->snd.mss;
-        if (!is_forced && mn_loss_flight(c) + n > mn_loss_window(c)) {
-            c->snd.is_limited = true;
-            return false;
+    uint32_t id;
+    while (b->left > 0 && (id = c->sent.lost_first) != 0) {
+        const struct mn_chunk *k = mn_sent_chunk(s, id);
+        uint32_t n, done = 0, before = (uint32_t)b->sent;
+        while (b->left > 0 && done < k->len && (n = next_lost(c, k, done)) > 0) {
+            uint32_t fin = c->snd.fin_sent && k->seq + done + n == c->snd.end + 1 ? 1 : 0;
+            if (!send_piece(s, c, b, k->seq + done, n - fin, true))
+                break;
+            done += n;
         }
-        if (!is_forced && mn_seq_lt(peer_edge(c), seq + n))
+        if (done == 0)
             return false;
-        if (!send_piece(s, c, b, seq, n))
-            return false;
-        bool has_fin = c->snd.fin_queued && seq + n == c->snd.end;
-        if (has_fin && !c->snd.fin_sent) {
-            c->snd.fin_sent = true;
-            c->snd.nxt = c->snd.end + 1;
-        }
-        mn_loss_on_retransmitted(c, seq, n + (has_fin ? 1 : 0));
-        c->rtt.is_timing = false; /* Karn */
         c->rtt.resent_at = s->now;
-        c->retransmits++;
-        s->stats.tcp_retransmits++;
+        c->retransmits += (uint32_t)b->sent - before;
+        s->stats.tcp_retransmits += (uint32_t)b->sent - before;
+        if (k->seq == c->snd.una) /* its own time, from now */
+            mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+        mn_loss_on_resent(s, c, done);
+        mn_sent_resent(s, c, id, done);
     }
-    return b->left > 0;
+    return b->left > 0 && b->err == 0;
 }
 
 /* Bytes worth sending at snd.nxt now; 0: none. */
-static uint32_t next_piece(struct mn_conn *c)
+static uint32_t next_piece(struct mn_conn *c, uint32_t flight)
 {
     const struct mn_send *d = &c->snd;
     if (!mn_seq_lt(d->nxt, d->end) || !mn_seq_lt(d->nxt, peer_edge(c)))
@@ -249,59 +269,111 @@ static uint32_t next_piece(struct mn_conn *c)
             return 0; /* silly window: wait for more (RFC 9293 3.8.6.2.1); the persist timer overrides */
         n = allowed;
     }
-    uint32_t flight = mn_loss_flight(c);
     if (flight + n > mn_loss_window(c)) {
-        c->snd.is_limited = true;
+        note_limited(c);
         return 0;
     }
     return n;
 }
 
+/* n bytes and perhaps the FIN have left in one burst. */
 static void note_sent(struct mn_stack *s, struct mn_conn *c, uint32_t n)
 {
     struct mn_send *d = &c->snd;
-    if (d->una == d->nxt) {
+    if (d->una == d->nxt - n) {
         d->stuck_at = s->now;
         c->due[MN_T_RETX] = MN_DEADLINE_NONE; /* what ran was the persist timer */
+        if (c->loss.delivered_at < s->now)
+            c->loss.delivered_at = s->now; /* a rate counts from where sending began */
     }
-    d->nxt += n;
     c->bytes_out += n;
     d->sent_at = s->now;
     if (d->fin_queued && d->nxt == d->end) {
         d->fin_sent = true;
         d->nxt++;
+        n++;
     }
-    if (!c->rtt.is_timing && !c->loss.in_timeout) {
-        c->rtt.is_timing = true;
-        c->rtt.timed_seq = d->nxt;
-        c->rtt.timed_at = s->now;
-    }
+    mn_sent_append(s, c, n);
+    mn_loss_on_sent(c, n);
 }
 
 static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
 {
     struct mn_send *d = &c->snd;
-    uint32_t n;
+    uint32_t n, done = 0, flight = mn_loss_flight(c);
     if (d->una == d->nxt && d->sent_at != 0 && s->now - d->sent_at > c->rtt.rto_ns)
         c->cc.ops->on_idle(&c->cc, s->now - d->sent_at, s->now);
-    while (b->left > 0 && (n = next_piece(c)) > 0) {
-        if (!send_piece(s, c, b, d->nxt, n))
-            return;
-        note_sent(s, c, n);
+    n = next_piece(c, flight);
+    bool is_fin = d->fin_queued && !d->fin_sent && d->nxt == d->end;
+    if (n == 0 && !is_fin)
+        return;
+    if (!mn_sent_ready(s, c)) {
+        b->err = -ENOBUFS;
+        mn_tcp_wait_for_buffer(s, c, b->err);
+        return;
+    }
+    while (b->left > 0 && n > 0 && send_piece(s, c, b, d->nxt, n, false)) {
+        d->nxt += n;
+        done += n;
+        n = next_piece(c, flight + done);
+    }
+    if (done > 0) {
+        note_sent(s, c, done);
+        return;
     }
     /* A FIN alone fits into any window: if it does not, its retransmissions are the probes. */
-    if (b->left > 0 && d->fin_queued && !d->fin_sent && d->nxt == d->end && send_piece(s, c, b, d->nxt, 0))
+    if (is_fin && b->left > 0 && send_piece(s, c, b, d->nxt, 0, false))
         note_sent(s, c, 0);
+}
+
+/* One segment more, new if there is one and the last again if not, so that its ACK tells what was lost before it. */
+void mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c)
+{
+    struct mn_send *d = &c->snd;
+    struct burst b = {.left = 1};
+    bool is_new = mn_seq_lt(d->nxt, d->end) && mn_seq_lt(d->nxt, peer_edge(c)) && mn_sent_ready(s, c);
+    if (is_new) {
+        uint32_t avail = d->end - d->nxt, allowed = peer_edge(c) - d->nxt, n = avail < d->mss ? avail : d->mss;
+        n = n < allowed ? n : allowed;
+        if (!send_piece(s, c, &b, d->nxt, n, false))
+            return;
+        d->nxt += n;
+        note_sent(s, c, n);
+    } else {
+        uint32_t id = mn_sent_tail(s, c);
+        if (id == 0)
+            return;
+        const struct mn_chunk *k = mn_sent_chunk(s, id);
+        uint32_t fin = d->fin_sent ? 1 : 0, data = k->len - fin, n = data < d->mss ? data : d->mss;
+        if (n < data || !send_piece(s, c, &b, k->seq, n, true))
+            return; /* cut for a larger path: the timer's */
+        c->rtt.resent_at = s->now;
+        c->retransmits++;
+        s->stats.tcp_retransmits++;
+        mn_sent_resent(s, c, id, k->len);
+    }
+    s->stats.tcp_tail_probes++;
+    mn_loss_on_probe(c, !is_new);
+    mn_ack_send(s, c, true);
+    mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
 }
 
 /* ---- timers that follow from what is out ---- */
 
-static void arm_timers(struct mn_stack *s, struct mn_conn *c)
+static void arm_timers(struct mn_stack *s, struct mn_conn *c, bool has_sent)
 {
     const struct mn_send *d = &c->snd;
     if (d->una != d->nxt) {
         if (c->due[MN_T_RETX] == MN_DEADLINE_NONE)
             mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+        /* From the last sending, or from the ACK that stopped it. */
+        if (!mn_loss_wants_probe(c)) {
+            c->due[MN_T_PROBE] = MN_DEADLINE_NONE;
+        } else if (has_sent || c->due[MN_T_PROBE] == MN_DEADLINE_NONE) {
+            uint64_t at = s->now + mn_loss_probe_delay(c);
+            if (at < c->due[MN_T_RETX])
+                mn_conn_set_timer(s, c, MN_T_PROBE, at);
+        }
     } else if (mn_seq_lt(d->nxt, d->end)) {
         /* Data, nothing out, and no window for it: persist (RFC 9293 3.8.6.1). */
         if (d->stuck_at == 0)
@@ -321,11 +393,12 @@ void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
     b.is_ready = false;
     b.left = MN_QUANTUM;
     b.sent = b.err = 0;
-    c->snd.is_limited = false;
+    if (c->snd.is_limited && mn_seq_le(c->snd.limited_edge, c->snd.una))
+        c->snd.is_limited = false;
     if (resend_lost(s, c, &b))
         send_new(s, c, &b);
     mn_ack_send(s, c, b.sent > 0);
-    arm_timers(s, c);
+    arm_timers(s, c, b.sent > 0);
     if (b.left == 0)
         mn_conn_mark(s, c); /* more to send, after the others had their turn */
 }

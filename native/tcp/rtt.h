@@ -25,7 +25,8 @@ static inline void mn_rtt_start(struct mn_rtt *r)
     *r = (struct mn_rtt){.rto_ns = MN_RTO_INITIAL_NS};
 }
 
-static inline void mn_rtt_take(struct mn_rtt *r, uint64_t sample_ns)
+/* One of n samples of a round trip. */
+static inline void mn_rtt_take_one_of(struct mn_rtt *r, uint64_t sample_ns, uint32_t n)
 {
     if (sample_ns == 0)
         sample_ns = 1;
@@ -38,11 +39,16 @@ static inline void mn_rtt_take(struct mn_rtt *r, uint64_t sample_ns)
         uint64_t off = sample_ns > r->srtt_ns ? sample_ns - r->srtt_ns : r->srtt_ns - sample_ns;
         if (sample_ns + r->rttvar_ns < r->srtt_ns)
             off /= 8; /* a path that became shorter is no reason to wait longer */
-        r->rttvar_ns = (3 * r->rttvar_ns + off) / 4;
-        r->srtt_ns = (7 * r->srtt_ns + sample_ns) / 8;
+        r->rttvar_ns = ((4 * (uint64_t)n - 1) * r->rttvar_ns + off) / (4 * (uint64_t)n);
+        r->srtt_ns = ((8 * (uint64_t)n - 1) * r->srtt_ns + sample_ns) / (8 * (uint64_t)n);
     }
     uint64_t rto = r->srtt_ns + 4 * r->rttvar_ns;
     r->rto_ns = rto < MN_RTO_MIN_NS ? MN_RTO_MIN_NS : rto > MN_RTO_MAX_NS ? MN_RTO_MAX_NS : rto;
+}
+
+static inline void mn_rtt_take(struct mn_rtt *r, uint64_t sample_ns)
+{
+    mn_rtt_take_one_of(r, sample_ns, 1);
 }
 
 /* The timeout as it stands, backoff included. */

@@ -62,6 +62,7 @@ void mn_stack_destroy(struct mn_stack *s)
     while (s->wait_first != NULL)
         mn_wait_free(s, s->wait_first);
     mn_conn_free_all(s);
+    mn_chunks_free(s);
     free(s->demux.buckets);
     mn_timers_free(&s->timers);
     mn_ports_free(&s->listeners);
