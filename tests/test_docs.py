@@ -28,6 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md", "docs/quickstart.md", "docs/guides/serve.md", "docs/guides/capability.md", "docs/guides/embedding.md",
 ]  # fmt: skip
+TUN_PAGE = "docs/guides/tun.md"
+"""Run by tests/e2e/test_tun.py in a namespace of its own: it makes a kernel interface."""
 BOUND_S = 60.0
 NOT_RUN = {
     "pip install . && meshnode demo": "the first thing .ci/run does; the demo is tests/e2e/test_demo.py",
@@ -49,7 +51,7 @@ def fences(page: str) -> list[Fence]:
     return [Fence(kind.strip(), text) for kind, text in FENCE.findall((ROOT / page).read_text())]
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, TUN_PAGE])
 def test_no_command_escapes_the_test(page: str) -> None:
     for fence in fences(page):
         assert fence.kind in ("sh", "sh run", "python", "python run", "text", "text expect", "toml"), fence.kind
@@ -58,7 +60,7 @@ def test_no_command_escapes_the_test(page: str) -> None:
                 assert line in NOT_RUN, f"{page}: {line!r} is neither run nor excused"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [*PAGES, TUN_PAGE])
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
         if not target.startswith("http"):

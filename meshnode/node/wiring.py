@@ -104,13 +104,14 @@ class Wiring:
             house.memory.change(node_id=own.stable_id, name=own.name, addresses=own.ips, timestamp_floor=floor)
 
     def _set_interface(self, netmap: Netmap) -> None:
-        from meshnode.tunnel.interface import DISABLE_TCP, DISABLE_UDP, layout_of
+        from meshnode.tunnel.interface import layout_of, merging
 
         house, own = self._house, netmap.self_node
         assert house.interface is not None
         usable = (peer for peer in netmap.peers.values() if is_usable(peer))
         house.interface.apply(layout_of(own.ips, (p for peer in usable for p in prefixes_of(peer))))
-        house.engine.set_tun_merge(tcp=DISABLE_TCP not in own.caps, udp=DISABLE_UDP not in own.caps)
+        tcp, udp = merging(own.caps)
+        house.engine.set_tun_merge(tcp=tcp, udp=udp)
 
     def _check_name(self, netmap: Netmap) -> None:
         wanted = self._node.hostname.lower()

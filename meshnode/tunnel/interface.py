@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -43,6 +43,11 @@ class Layout:
 
     addresses: tuple[IP, ...] = ()
     routes: frozenset[tuple[Prefix, IP]] = frozenset()
+
+
+def merging(attributes: Container[str]) -> tuple[bool, bool]:
+    """(TCP, UDP): whether packets for the interface may be merged; attributes: names in the node's own CapMap."""
+    return DISABLE_TCP not in attributes, DISABLE_UDP not in attributes
 
 
 def layout_of(addresses: Iterable[IP], prefixes: Iterable[Prefix]) -> Layout:

@@ -247,7 +247,16 @@ async def without_ipv6() -> None:
         assert await ping(str(plain.addresses[0]))
 
 
-STORIES = {f.__name__: f for f in (tcp, udp_and_ping, policy, peers_come_and_go, ends, without_ipv6)}
+async def guide() -> None:
+    """docs/guides/tun.md, as a reader would run it."""
+    from tests.test_docs import TUN_PAGE, play
+
+    async with make_town() as town:
+        await asyncio.to_thread(play, TUN_PAGE, town.control.url, town.control.add_key())
+    await until(lambda: not has_interface(), "the interface is gone with the reader's shell")
+
+
+STORIES = {f.__name__: f for f in (guide, tcp, udp_and_ping, policy, peers_come_and_go, ends, without_ipv6)}
 
 if __name__ == "__main__":
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

@@ -14,7 +14,7 @@ import pytest
 from meshnode.base.addr import IP, Prefix
 from meshnode.base.errors import ConfigError
 from meshnode.tunnel import netlink
-from meshnode.tunnel.interface import Interface, Layout, layout_of, steps
+from meshnode.tunnel.interface import Interface, Layout, layout_of, merging, steps
 
 OWN4, OWN6 = ip_address("100.64.0.1"), ip_address("fd7a:115c:a1e0::1")
 PEER4, PEER6 = ip_network("100.64.0.2/32"), ip_network("fd7a:115c:a1e0::2/128")
@@ -58,6 +58,12 @@ def test_a_layout_routes_peers_from_our_address_of_their_family() -> None:
     assert both.routes == {(PEER4, OWN4), (PEER6, OWN6)}
     assert layout_of((OWN4,), (PEER4, PEER6)).routes == {(PEER4, OWN4)}
     assert layout_of((OWN4, ip_address("100.64.0.9")), (PEER4,)).routes == {(PEER4, OWN4)}
+
+
+def test_a_tailnets_owner_turns_merging_off() -> None:
+    assert merging({"funnel": ()}) == (True, True)
+    assert merging({"disable-tun-tcp-gro": ()}) == (False, True)
+    assert merging({"disable-tun-udp-gro": ()}) == (True, False)
 
 
 def test_steps_are_what_changed_in_an_order_the_kernel_takes() -> None:
