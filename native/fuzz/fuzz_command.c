@@ -5,6 +5,7 @@
 #include "../engine/internal.h"
 
 #include <stdlib.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 struct reader {
@@ -97,6 +98,37 @@ static bool has_blob(uint8_t kind)
            kind == MN_CMD_INJECT || kind == MN_CMD_SEND_RAW || kind == MN_CMD_UDP_SEND;
 }
 
+enum { KERNELS_MAX = 64 };
+
+/* The kernel's ends of the interfaces made in one run. */
+static int kernels[KERNELS_MAX];
+static unsigned kernel_count;
+
+/* A socket in an interface's place: one packet per read and write, and nobody's descriptor but ours. */
+static void attach(struct mn_engine *e, uint8_t mode)
+{
+    int fd[2];
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd) != 0)
+        abort();
+    kernels[kernel_count++] = fd[1];
+    struct mn_command cmd = {.kind = MN_CMD_TUN_ATTACH, .mode = mode, .number = (uint32_t)fd[0]};
+    (void)mn_engine_push(e, &cmd);
+    mn_engine_turn(e, 0);
+    if (e->tun.fd != fd[0]) /* it has one already */
+        close(fd[0]);
+}
+
+/* What a kernel would hand over: any bytes, to the newest interface. */
+static void kernel_sends(struct reader *r)
+{
+    uint8_t packet[300];
+    size_t n = byte_of(r) + 1U;
+    for (size_t i = 0; i < n; i++)
+        packet[i] = byte_of(r);
+    if (kernel_count > 0)
+        (void)send(kernels[kernel_count - 1], packet, n, MSG_NOSIGNAL);
+}
+
 static void step(struct reader *r, struct mn_engine *engines[2])
 {
     uint8_t first = byte_of(r);
@@ -114,6 +146,12 @@ static void step(struct reader *r, struct mn_engine *engines[2])
     }
     if (cmd.kind == MN_CMD_SEND_RAW) /* nothing leaves this machine */
         cmd.ep.ip = (struct mn_ip){{[10] = 0xff, 0xff, 127, 0, 0, 1}};
+    if (cmd.kind == MN_CMD_TUN_MERGE)
+        kernel_sends(r);
+    if (cmd.kind == MN_CMD_TUN_ATTACH) {
+        attach(e, cmd.mode);
+        return;
+    }
     mn_wg_public_key(other->wg, cmd.key);
     if ((first & 0x20) != 0)
         cmd.key[0] ^= 1;
@@ -165,5 +203,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     mn_engine_destroy(engines[0]);
     mn_engine_destroy(engines[1]);
+    while (kernel_count > 0)
+        close(kernels[--kernel_count]);
     return 0;
 }
