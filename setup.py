@@ -1,4 +1,4 @@
-"""Builds the one extension, `meshnode.engine._native`: the packet engine in C11 over OpenSSL's libcrypto.
+"""Builds the one extension, `meshnode.engine._native`: the packet engine and the relay in C11 over OpenSSL.
 
 One abi3 binary serves every CPython from 3.11 on. Before anything is compiled, the compiler,
 Python's headers and OpenSSL's are looked for, and what is missing is named in one line.
@@ -42,7 +42,7 @@ int main(void) { EVP_MD_CTX *c = EVP_MD_CTX_new(); EVP_MD_CTX_free(c); return 0;
 
 def sources() -> list[str]:
     """Every C file of the engine, tests and fuzz targets left out."""
-    found = [ROOT / "native/module.c", *(ROOT / "native").glob("*/*.c")]
+    found = [*(ROOT / "native").glob("module*.c"), *(ROOT / "native").glob("*/*.c")]
     return sorted(str(p.relative_to(ROOT)) for p in found if p.parent.name not in ("tests", "fuzz"))
 
 
@@ -129,7 +129,7 @@ setup(
         Extension(
             "meshnode.engine._native",
             sources=sources(),
-            libraries=["crypto"],
+            libraries=["ssl", "crypto"],
             extra_compile_args=compile_flags(),
             extra_link_args=link_flags(),
             py_limited_api=True,

@@ -1,4 +1,4 @@
-/* The only file that knows CPython: arguments, the GIL, exceptions; no protocol.
+/* The engine's type for CPython: arguments, the GIL, exceptions; no protocol.
  *
  * One type, Engine, over struct mn_engine. Methods check their arguments, push a command and return; only close,
  * and the few that wait for an answer, let the GIL go. Events become tuples here, on the caller's thread:
@@ -17,6 +17,7 @@
 
 #include "engine/engine.h"
 #include "engine/tundev.h"
+#include "module_relay.h"
 #include "tcp/cc.h"
 
 enum { TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX, KEY_LEN = 32, PACKET_MAX = 65507, LIMIT_MAX = 65536 };
@@ -834,6 +835,8 @@ static int module_exec(PyObject *module)
     if (type == NULL)
         return -1;
     int err = PyModule_AddObjectRef(module, "Engine", type);
+    if (err == 0)
+        err = mn_module_add_relay(module);
     Py_DECREF(type);
     for (size_t i = 0; err == 0 && i < sizeof constants / sizeof *constants; i++)
         err = PyModule_AddIntConstant(module, constants[i].name, constants[i].value);

@@ -6,7 +6,6 @@ import hashlib
 import ipaddress
 import json
 import os
-import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -52,8 +51,8 @@ def write_file(path: Path, mebibytes: int) -> str:
     return digest.hexdigest()
 
 
-def relay_certificate(folder: Path) -> tuple[ssl.SSLContext, str]:
-    """A server context with a certificate of its own, and the pin by which the relay map names it."""
+def relay_certificate() -> tuple[bytes, str]:
+    """A certificate and its key as PEM, and the pin by which the relay map names it."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -76,9 +75,4 @@ def relay_certificate(folder: Path) -> tuple[ssl.SSLContext, str]:
     secret = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    path = folder / "relay.pem"
-    path.touch(mode=0o600)
-    path.write_bytes(chain + secret)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path)
-    return context, "sha256-raw:" + certificate.fingerprint(hashes.SHA256()).hex()
+    return chain + secret, "sha256-raw:" + certificate.fingerprint(hashes.SHA256()).hex()

@@ -194,8 +194,8 @@ class Stage:
     def relayed_bytes(self) -> int:
         """What the relay has carried so far."""
         found = [self.control.tailnet.find(child.name) for child in self.children]
-        keys = [member.key.raw for member in found if member is not None]
-        return sum(connection.tx_bytes for key in keys for connection in self.relay.fanout.members(key))
+        keys = {member.key for member in found if member is not None}
+        return sum(client.tx_bytes for client in self.relay.clients() if client.key in keys)
 
     def logs(self) -> str:
         """The end of every child's log."""
@@ -217,7 +217,7 @@ async def build() -> AsyncIterator[Stage]:
     """Control server and relay, running; children are added to it and end with it."""
     folder = Path(tempfile.mkdtemp(prefix="meshnode-demo-"))
     try:
-        tls, pin = paper.relay_certificate(folder)
+        tls, pin = paper.relay_certificate()
         relay = RelayServer(tls=tls)
         await relay.start()
         try:

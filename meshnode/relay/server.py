@@ -1,31 +1,78 @@
-"""RelayServer: a small honest relay in Python, for `meshnode demo` and the tests.
+"""RelayServer: the relay of `meshnode derp`, `meshnode demo` and the tests.
 
-Listens, speaks TLS or plain HTTP, upgrades, logs clients in, asks `admit`, and moves packets by
-core.fanout. One Session per connection; a packet is queued for its receiver and every receiver written to
-once per batch received. A client that does not read for WRITE_STALL_S is closed. Nothing is open before
-its login: HTTP and login together have LOGIN_S.
-Source: docs/protocol/paths.md 1.4 to 1.7, 1.11.
+The C core accepts, speaks TLS and moves frames on a thread of its own; here is what is rare: the HTTP request and the
+login of each client, the question who may come in, and who is to leave. Nothing is open before its login: HTTP and
+login together have LOGIN_S.
+Source: docs/protocol/paths.md 1.4 to 1.11, 10.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ssl
+import ipaddress
+import socket
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from meshnode.base.addr import RegionId
-from meshnode.base.errors import ListenError
+from meshnode.base.errors import ListenError, ProtocolError
 from meshnode.base.keys import NodePrivate, NodePublic
-from meshnode.core.fanout import Fanout, Member
+from meshnode.engine import _native
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
-from meshnode.relay.admit import Admit, allow_everybody
-from meshnode.relay.session import Session
+from meshnode.relay.admit import ADMIT_S, Admit, allow_everybody
+from meshnode.relay.session import Session, Want
 from meshnode.run.clock import Clock
+from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
+from meshnode.wire import derp
 
-CLIENTS_MAX: Final = 1024
+LOGIN_S: Final = 10.0
+WRITE_STALL_S: Final = 5.0
+CLIENTS_MAX: Final = 65536
+PENDING_MAX: Final = 4096
+MEMORY_MAX: Final = 256 << 20
+BACKLOG: Final = 4096
+
+PROBER: Final = 1
+MESH: Final = 2
+NOT_IDEAL: Final = 4
+ACKS_PINGS: Final = 8
+WEBSOCKET: Final = 16
+NEIGHBOUR: Final = 32
+_log = get_logger("relay-server")
+
+
+class Limits(NamedTuple):
+    """What clients may ask of a relay; 0: no limit."""
+
+    clients: int = CLIENTS_MAX
+    pending: int = PENDING_MAX
+    """Connections that are not logged in yet; beyond, the oldest of them goes."""
+    per_ip: int = 0
+    per_ip_rate: int = 0
+    """New connections a second from one address (IPv6: one /64)."""
+    client_rate: int = 0
+    """Bytes a second read from one client."""
+    memory: int = MEMORY_MAX
+    """Bytes that wait for all clients together."""
+
+
+class Client(NamedTuple):
+    """One open connection, as the C core sees it."""
+
+    conn: int
+    key: NodePublic
+    source: str
+    rx_packets: int
+    rx_bytes: int
+    tx_packets: int
+    tx_bytes: int
+    dropped: int
+    waiting_bytes: int
+    age_s: int
+    is_home: bool
+    is_live: bool
 
 
 class RelayServer:
@@ -36,38 +83,76 @@ class RelayServer:
         *,
         private: NodePrivate | None = None,
         admit: Admit = allow_everybody,
-        tls: ssl.SSLContext | None = None,
+        tls: bytes | None = None,
         clock: Clock | None = None,
+        limits: Limits = Limits(),  # noqa: B008 - a frozen value
     ) -> None:
-        """private: the relay's own key, fresh if None. tls: a server context; None: plain HTTP."""
+        """private: the relay's own key, fresh if None. tls: chain and key as PEM; None: plain HTTP.
+
+        ValueError if the certificate cannot be used.
+        """
         self.clock = clock or Clock()
         self.private = private or NodePrivate.generate(self.clock.entropy)
         self.public: NodePublic = self.private.public()
         self.admit = admit
-        self.fanout = Fanout()
         self.counters: Counter[str] = Counter()
+        self.limits = limits
         self._tls = tls
-        self._sessions: set[Session] = set()
-        self._by_member: dict[Member, Session] = {}
-        self._server: asyncio.Server | None = None
+        self._sessions: dict[int, Session] = {}
+        self._native: _native.Relay | None = None
+        self._loop: asyncio.AbstractEventLoop
         self.scope: Scope
         self.port = 0
         """The port listened on, once started."""
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
-        """Listen. ListenError if the address cannot be had."""
+        """Listen. ListenError if the address cannot be had, ValueError if the certificate is of no use."""
+        listening = _listen(host, port)
+        self.port = listening.getsockname()[1]
         self.scope = Scope("relay-server")
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
+        native = _native.Relay(
+            memory_max=self.limits.memory,
+            conns_max=self.limits.clients,
+            pending_max=self.limits.pending,
+            per_ip_max=self.limits.per_ip,
+            per_ip_rate=self.limits.per_ip_rate,
+            client_rate=self.limits.client_rate,
+            login_ms=int(LOGIN_S * 1000),
+            write_stall_ms=int(WRITE_STALL_S * 1000),
+        )
         try:
-            self._server = await loop.create_server(lambda: Session(self), host, port, ssl=self._tls)
-        except OSError as error:
-            raise ListenError(f"relay: {host} port {port} cannot be listened on: {error.strerror}") from None
-        self.port = self._server.sockets[0].getsockname()[1]
+            if self._tls is not None:
+                native.set_tls(self._tls, b"")
+            native.listen(listening.detach(), self._tls is not None)
+        except BaseException:
+            native.close()
+            listening.close()
+            raise
+        self._native = native
+        self._loop.add_reader(native.event_fd, self._on_events)
 
     @property
     def client_count(self) -> int:
         """Logged-in connections."""
-        return len(self.fanout)
+        return self._native.stats()["clients"] if self._native is not None else 0
+
+    def stats(self) -> dict[str, int]:
+        """Every number of the C core; empty once closed."""
+        return self._native.stats() if self._native is not None else {}
+
+    def clients(self) -> list[Client]:
+        """Every open connection."""
+        if self._native is None:
+            return []
+        return [
+            Client(conn, NodePublic(key), _text(source), rp, rb, tp, tb, dropped, waits, age, home, live)
+            for conn, key, source, rp, rb, tp, tb, dropped, waits, age, _, home, live in self._native.clients()
+        ]
+
+    def find(self, key: NodePublic) -> list[Client]:
+        """The open connections of one key."""
+        return [client for client in self.clients() if client.key == key]
 
     def region(self, host: str, *, number: int = 900, code: str = "own", insecure: bool = False) -> RelayRegion:
         """This relay as an entry of a relay map."""
@@ -89,50 +174,105 @@ class RelayServer:
 
     async def aclose(self) -> None:
         """Stop listening and end every connection. Idempotent."""
-        if self._server is None:
+        native, self._native = self._native, None
+        if native is None:
             return
-        self._server.close()
-        self._server = None
-        for session in list(self._sessions):
-            session.end("the relay stops")
+        self._loop.remove_reader(native.event_fd)
         await self.scope.aclose()
-
-    # --- for sessions ---
-
-    def enter(self, session: Session) -> bool:
-        """A connection was accepted; False if there are too many."""
-        self.counters["accepts"] += 1
-        if len(self._sessions) >= CLIENTS_MAX:
-            self.counters["refused_full"] += 1
-            return False
-        self._sessions.add(session)
-        return True
-
-    def join(self, session: Session, member: Member) -> None:
-        """A connection logged in."""
-        self._by_member[member] = session
-        self.fanout.add(member)
-
-    def leave(self, session: Session, member: Member | None) -> None:
-        """A connection ended."""
-        self._sessions.discard(session)
-        if member is not None:
-            self._by_member.pop(member, None)
-            self.fanout.remove(member)
-            self.flush_dirty()
-
-    def flush_dirty(self) -> None:
-        """Write to everybody who got something."""
-        dirty = self.fanout.dirty
-        while dirty:
-            session = self._by_member.get(dirty.pop())
-            if session is not None:
-                session.flush()
+        self._sessions.clear()
+        native.close()
 
     def close_keys(self, keys: Sequence[NodePublic]) -> None:
         """Cut these keys off, every connection of theirs."""
         for key in keys:
-            for member in self.fanout.members(key.raw):
-                session = self._by_member.get(member)
-                if session is not None:
-                    session.end("no longer admitted")
+            if self._native is not None:
+                self._native.end_key(key.raw)
+
+    # --- events of the C core ---
+
+    def _on_events(self) -> None:
+        assert self._native is not None
+        for event in self._native.take():
+            kind, conn = event[0], event[1]
+            if kind == _native.RELAY_DATA:
+                self._on_data(conn, event[2], event[5])
+            elif kind == _native.RELAY_ENDED:
+                self._sessions.pop(conn, None)
+                _log.debug("relay client ended", source=_text(event[5]), why=_native.RELAY_WHY[event[2]])
+
+    def _on_data(self, conn: int, source: tuple[bytes, int], data: bytes) -> None:
+        native = self._native
+        assert native is not None
+        session = self._sessions.get(conn)
+        if session is None:
+            session = self._sessions[conn] = Session(self.private)
+        try:
+            want = session.receive(data)
+        except ProtocolError as error:
+            self.counters["protocol_errors"] += 1
+            _log.debug("relay client cut off", source=_text(source), reason=str(error))
+            native.end(conn, True)
+            return
+        if session.out:
+            native.write(conn, bytes(session.out))
+            session.out.clear()
+        if want is Want.READ:
+            native.resume(conn)
+        elif want is Want.CLOSE:
+            native.end(conn, False)
+        elif want is Want.WEBSOCKET:
+            native.websocket(conn, session.rest)
+            native.write(conn, session.greet())
+        else:
+            self.scope.spawn(self._admit(conn, session, _text(source)), f"admit {_text(source)}")
+
+    async def _admit(self, conn: int, session: Session, source: str) -> None:
+        info = session.info
+        assert info is not None
+        allowed = not info.mesh_key
+        if allowed:
+            try:
+                async with asyncio.timeout(ADMIT_S):
+                    allowed = await self.admit(session.client, source)
+            except Exception as error:
+                _log.warning("admission failed; the client is refused", error=f"{type(error).__name__}: {error}")
+                allowed = False
+        if self._native is None or self._sessions.pop(conn, None) is None:
+            return
+        if not allowed:
+            self.counters["refused"] += 1
+            self._native.end(conn, True)
+            return
+        flags = (PROBER if info.is_prober else 0) | (ACKS_PINGS if info.can_ack_pings else 0)
+        rate = self.limits.client_rate
+        self._native.write(
+            conn,
+            session.create_server_info(
+                self.clock.entropy(derp.NONCE_LEN), rate_bytes_per_s=rate, rate_burst_bytes=rate
+            ),
+        )
+        self._native.open(conn, session.client.raw, flags, session.rest)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; ListenError with the address and the reason."""
+    try:
+        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
+    except ValueError:
+        raise ListenError(f"relay: {host!r} is no address to listen on; give an IP address") from None
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6 and host != "::":
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ListenError(f"relay: {host} port {port} cannot be listened on: {error.strerror}") from None
+    return listening
+
+
+def _text(source: tuple[bytes, int]) -> str:
+    """The address of a client, as text."""
+    return str(ipaddress.ip_address(source[0]))

@@ -1,255 +1,160 @@
-"""Session: one connection to our relay, from its first byte to its last.
+"""Session: the first words of a client of our relay, from HTTP to its login. Sans-IO.
 
-States: http → login → admitting → open → closed. While it is being admitted nothing is read from it, so a
-client that talks on meanwhile fills its own socket only. No reason is sent on refusal: the protocol has no
-frame for it.
+Phases: http → login → done. Bytes in; out come bytes to send and what is wanted next: more bytes, WebSocket
+framing, an answer to "may it come in?", or the end. From the login on, frames are the C core's. No reason is sent on
+refusal before the login: the protocol has no frame for it.
 Source: docs/protocol/paths.md 1.4, 1.11.
 """
 
 from __future__ import annotations
 
-import asyncio
+import base64
+import hashlib
+from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 
 from meshnode.base.bounds import DERP_CLIENT_INFO_MAX
-from meshnode.base.errors import ProtocolError, RemoteProtocolError
-from meshnode.core.fanout import Member
-from meshnode.relay.admit import ADMIT_S
-from meshnode.run.log import get_logger
+from meshnode.base.errors import RemoteProtocolError
+from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.wire import derp
 from meshnode.wire.http1 import Request, ServerHttp
 
-if TYPE_CHECKING:
-    from meshnode.relay.server import RelayServer
-
-LOGIN_S: Final = 10.0
-KEEP_ALIVE_S: Final = 60.0
-KEEP_ALIVE_JITTER_S: Final = 5.0
-WRITE_STALL_S: Final = 5.0
-WRITE_HIGH: Final = 256 * 1024
-WRITE_BATCH: Final = 128 * 1024
 CHALLENGE_MAX: Final = 64
+WS_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CHALLENGE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:")
 _CORS: Final = ("Access-Control-Allow-Origin", "*")
 _NO_STORE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
-_log = get_logger("relay-server")
+Page = tuple[int, bytes, list[tuple[str, str]]]
+"""(status, body, headers)"""
 
 
-class Phase(Enum):
-    """How far a session is."""
+class Want(Enum):
+    """What a session wants of its owner after a `receive`."""
 
-    HTTP = "http"
-    LOGIN = "login"
-    ADMITTING = "admitting"
-    OPEN = "open"
-    CLOSED = "closed"
+    READ = "more bytes"
+    WEBSOCKET = "WebSocket framing under everything that follows; `rest` came already"
+    ADMIT = "to know whether `client` may come in"
+    CLOSE = "the end, after what was sent"
 
 
-class Session(asyncio.Protocol):
-    """One client."""
+class Session:
+    """One connection until it is logged in."""
 
-    def __init__(self, server: RelayServer) -> None:
-        self._server = server
-        self._loop = asyncio.get_running_loop()
-        self._phase = Phase.HTTP
-        self._http = ServerHttp(body_limit=0)
-        self._login = derp.ServerLogin(server.private)
-        self._frames = derp.Frames(derp.TO_SERVER, DERP_CLIENT_INFO_MAX)
-        self._early: list[tuple[int, bytes]] = []
-        self._transport: asyncio.Transport
-        self._member: Member | None = None
-        self._is_paused = False
-        self._timer: asyncio.TimerHandle | None = None
-        self._stall: asyncio.TimerHandle | None = None
-        self.source = ""
+    def __init__(self, private: NodePrivate, pages: Callable[[Request], Page | None] = lambda request: None) -> None:
+        """pages: answers of the owner's own, asked first."""
+        self._private = private
+        self._pages = pages
+        self._http: ServerHttp | None = ServerHttp(body_limit=0)
+        self._login = derp.ServerLogin(private)
+        self._kept = b""
+        self.want = Want.READ
+        self.out = bytearray()
+        """To be sent; the owner empties it."""
+        self.rest = b""
+        """With WEBSOCKET: received, not yet unwrapped. With ADMIT: frames behind the login."""
+        self.info: derp.ClientInfo | None = None
+        self.ideal_node = ""
+        self.is_websocket = False
 
-    # --- asyncio.Protocol ---
+    @property
+    def client(self) -> NodePublic:
+        """Who logged in: the box proves it. Only after ADMIT."""
+        assert self._login.client is not None
+        return self._login.client
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Accepted."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
-        self._transport = transport
-        transport.set_write_buffer_limits(high=WRITE_HIGH)
-        peer = transport.get_extra_info("peername")
-        self.source = str(peer[0]) if peer else ""
-        if not self._server.enter(self):
-            self.end("too many connections")
-            return
-        self._timer = self._loop.call_later(LOGIN_S, self.end, "no login in time")
+    def receive(self, data: bytes) -> Want:
+        """Bytes of the client. RemoteProtocolError: it is to be cut off."""
+        self.want = Want.READ
+        if self._http is not None:
+            data = self._consume_http(self._http, data)
+        if data and self._http is None and self.want is Want.READ:
+            self._consume_login(data)
+        return self.want
 
-    def data_received(self, data: bytes) -> None:
-        """Bytes from the client."""
-        try:
-            if self._phase is Phase.HTTP:
-                data = self._consume_http(data)
-            if data and self._phase is not Phase.CLOSED:
-                self._consume_frames(self._frames.receive(data))
-        except ProtocolError as error:
-            self._server.counters["protocol_errors"] += 1
-            self.end(str(error))
+    def create_server_info(self, nonce: bytes, *, rate_bytes_per_s: int = 0, rate_burst_bytes: int = 0) -> bytes:
+        """The frame that says it is admitted."""
+        return self._login.create_server_info(
+            nonce, rate_bytes_per_s=rate_bytes_per_s, rate_burst_bytes=rate_burst_bytes
+        )
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Gone."""
-        self.end("the connection ended")
-
-    def pause_writing(self) -> None:
-        """It reads slower than others write to it."""
-        self._is_paused = True
-        if self._stall is None:
-            self._stall = self._loop.call_later(WRITE_STALL_S, self.end, "it does not read")
-
-    def resume_writing(self) -> None:
-        """It reads again."""
-        self._is_paused = False
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-        self.flush()
-
-    # --- http ---
-
-    def _consume_http(self, data: bytes) -> bytes:
+    def _consume_http(self, http: ServerHttp, data: bytes) -> bytes:
         """Serve requests until one of them upgrades; returns what belongs to the frames already."""
-        request = self._http.receive(data)
+        request = http.receive(data)
         while request is not None:
-            if request.path == "/derp" and request.headers.get("upgrade", "").lower() == "derp":
-                return self._upgrade(request)
-            self._answer(request)
-            if not self._http.is_reusable:
-                self._transport.close()
+            if request.path == "/derp" and "upgrade" in request.headers:
+                rest = self._upgrade(http, request)
+                if rest is not None:
+                    return rest
+            status, body, headers = self._pages(request) or respond(request)
+            self.out += http.respond(status, body, headers)
+            if not http.is_reusable:
+                self.want = Want.CLOSE
                 return b""
-            request = self._http.pending()
+            request = http.pending()
         return b""
 
-    def _upgrade(self, request: Request) -> bytes:
+    def _upgrade(self, http: ServerHttp, request: Request) -> bytes | None:
+        """What came behind the upgrade; None: not one that is spoken here."""
+        protocol = request.headers["upgrade"].lower()
+        if protocol not in ("derp", "websocket"):
+            return None
         if request.method != "GET":
             raise RemoteProtocolError("an upgrade wants GET")
-        _, rest = self._http.switch("DERP")
+        self.ideal_node = request.headers.get("ideal-node", "")[:64]
+        if protocol == "websocket":
+            return self._upgrade_websocket(http, request)
+        _, rest = http.switch("DERP")
         greeting = self._login.create_server_key()
         if request.headers.get("derp-fast-start") != "1":
             head = (
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n"
-                f"Derp-Version: {derp.VERSION}\r\nDerp-Public-Key: {self._server.public.raw.hex()}\r\n\r\n"
+                f"Derp-Version: {derp.VERSION}\r\nDerp-Public-Key: {self._private.public().raw.hex()}\r\n\r\n"
             )
             greeting = head.encode() + greeting
-        self._transport.write(greeting)
-        self._phase = Phase.LOGIN
+        self.out += greeting
+        self._http = None
         return rest
 
-    def _answer(self, request: Request) -> None:
-        status, body, headers = respond(request)
-        self._transport.write(self._http.respond(status, body, headers))
+    def _upgrade_websocket(self, http: ServerHttp, request: Request) -> bytes | None:
+        offered = {p.strip() for p in request.headers.get("sec-websocket-protocol", "").split(",")}
+        key = request.headers.get("sec-websocket-key", "")
+        if "derp" not in offered or not key or request.headers.get("sec-websocket-version") != "13":
+            return None
+        accept = base64.b64encode(hashlib.sha1(key.encode() + WS_GUID).digest()).decode()
+        _, rest = http.switch("websocket")
+        self.out += (
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: derp\r\n\r\n"
+        ).encode()
+        self._http = None
+        self.is_websocket = True
+        self.want, self.rest = Want.WEBSOCKET, rest
+        return b""
 
-    # --- login ---
+    def greet(self) -> bytes:
+        """The relay's first frame inside WebSocket, once the framing is on."""
+        return self._login.create_server_key()
 
-    def _consume_frames(self, frames: list[tuple[int, bytes]]) -> None:
-        if self._phase is Phase.LOGIN and frames:
-            kind, payload = frames[0]
-            if kind != derp.CLIENT_INFO:
-                raise RemoteProtocolError("the first frame is no ClientInfo")
-            info = self._login.consume_client_info(payload)
-            if info.mesh_key:
-                raise RemoteProtocolError("this relay has no mesh")
-            frames = frames[1:]
-            self._phase = Phase.ADMITTING
-            self._transport.pause_reading()
-            self._server.scope.spawn(self._admit(), f"admit {self.source}")
-        if self._phase is Phase.ADMITTING:
-            self._early += frames
-        elif self._phase is Phase.OPEN:
-            self._route(frames)
-
-    async def _admit(self) -> None:
-        assert self._login.client is not None
-        try:
-            async with asyncio.timeout(ADMIT_S):
-                allowed = await self._server.admit(self._login.client, self.source)
-        except Exception as error:
-            _log.warning("admission failed; the client is refused", error=f"{type(error).__name__}: {error}")
-            allowed = False
-        if self._phase is not Phase.ADMITTING:
+    def _consume_login(self, data: bytes) -> None:
+        data = self._kept + data
+        self._kept = data
+        if len(data) < derp.HEADER_LEN:
             return
-        if not allowed:
-            self._server.counters["refused"] += 1
-            self.end("not admitted")
+        kind, length = data[0], int.from_bytes(data[1 : derp.HEADER_LEN], "big")
+        if kind != derp.CLIENT_INFO:
+            raise RemoteProtocolError("the first frame is no ClientInfo")
+        if length > DERP_CLIENT_INFO_MAX:
+            raise RemoteProtocolError(f"ClientInfo of {length} bytes")
+        end = derp.HEADER_LEN + length
+        if len(data) < end:
             return
-        self._open()
-
-    def _open(self) -> None:
-        assert self._login.client is not None
-        server = self._server
-        self._transport.write(self._login.create_server_info(server.clock.entropy(derp.NONCE_LEN)))
-        self._phase = Phase.OPEN
-        self._member = Member(self._login.client.raw)
-        server.join(self, self._member)
-        self._arm_keep_alive()
-        early, self._early = self._early, []
-        try:
-            self._route(early)
-            self._transport.resume_reading()
-        except ProtocolError as error:
-            self.end(str(error))
-
-    # --- frames ---
-
-    def _route(self, frames: list[tuple[int, bytes]]) -> None:
-        member, server = self._member, self._server
-        assert member is not None
-        now, fanout = server.clock.now(), server.fanout
-        if frames:
-            fanout.note_activity(member, now)
-        for kind, payload in frames:
-            if kind == derp.SEND_PACKET:
-                target, data = derp.split_packet(payload)
-                member.rx_bytes += len(payload)
-                fanout.send(member, target, data, now)
-            elif kind == derp.PING:
-                member.lanes.put_urgent(derp.emit_frame(derp.PONG, derp.parse_ping(payload)))
-                fanout.dirty.add(member)
-            elif kind == derp.NOTE_PREFERRED:
-                member.is_home = derp.parse_preferred(payload)
-            elif kind != derp.PONG:
-                raise RemoteProtocolError(f"frame of type {kind:#04x} is not for this client to send")
-        server.flush_dirty()
-
-    def flush(self) -> None:
-        """Write what waits in the lanes, in batches, until the transport has enough."""
-        member = self._member
-        if member is None or self._phase is not Phase.OPEN:
-            return
-        now = self._server.clock.now()
-        while not self._is_paused and (batch := member.lanes.take(WRITE_BATCH, now)):
-            member.tx_bytes += len(batch)
-            self._transport.write(batch)
-
-    def _arm_keep_alive(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        delay = KEEP_ALIVE_S + self._server.clock.uniform(0.0, KEEP_ALIVE_JITTER_S)
-        self._timer = self._loop.call_later(delay, self._keep_alive)
-
-    def _keep_alive(self) -> None:
-        if self._member is not None:
-            self._member.lanes.put_urgent(derp.emit_frame(derp.KEEP_ALIVE))
-            self.flush()
-            self._arm_keep_alive()
-
-    def end(self, reason: str) -> None:
-        """Close the connection. Idempotent."""
-        if self._phase is Phase.CLOSED:
-            return
-        self._phase = Phase.CLOSED
-        _log.debug("relay client ended", source=self.source, reason=reason)
-        for timer in (self._timer, self._stall):
-            if timer is not None:
-                timer.cancel()
-        self._transport.abort()
-        self._server.leave(self, self._member)
+        self.info = self._login.consume_client_info(data[derp.HEADER_LEN : end])
+        self.want, self.rest, self._kept = Want.ADMIT, data[end:], b""
 
 
-def respond(request: Request) -> tuple[int, bytes, list[tuple[str, str]]]:
-    """The plain pages of a relay: (status, body, headers)."""
+def respond(request: Request) -> Page:
+    """The plain pages of a relay."""
     is_read = request.method in ("GET", "HEAD")
     if request.path in ("/derp/probe", "/derp/latency-check"):
         return (200, b"", [_CORS]) if is_read else (405, b"bogus probe method\n", [])

@@ -1,0 +1,548 @@
+/* One turn of a relay's thread: commands, sockets, timers, and then everybody who has something gets it. */
+#include <errno.h>
+#include <fcntl.h>
+#include <openssl/ssl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "../udp/sockaddr.h"
+#include "internal.h"
+
+enum { STACK_BYTES = 512 << 10, WAIT_MAX_MS = 60000, FIRST_TABLE = 1024 };
+
+static uint64_t clock_ns(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_MONOTONIC, &ts);
+    return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
+}
+
+static void read_clock(struct mn_relay *r)
+{
+    r->now_ns = clock_ns();
+    r->now_ms = r->now_ns / 1000000;
+}
+
+/* ---- making ---- */
+
+static void set_defaults(struct mn_relay_config *c)
+{
+    if (c->memory_max == 0)
+        c->memory_max = 256 << 20;
+    if (c->conns_max == 0)
+        c->conns_max = 65536;
+    if (c->pending_max == 0)
+        c->pending_max = 4096;
+    if (c->per_ip_burst == 0)
+        c->per_ip_burst = c->per_ip_rate * 4;
+    if (c->login_ms == 0)
+        c->login_ms = 10000;
+    if (c->keep_alive_ms == 0)
+        c->keep_alive_ms = 60000;
+    if (c->write_stall_ms == 0)
+        c->write_stall_ms = 5000;
+    if (c->client_burst == 0)
+        c->client_burst = c->client_rate;
+}
+
+static int watch(struct mn_relay *r, int fd, uint64_t tag)
+{
+    struct epoll_event ev = {.events = EPOLLIN, .data.u64 = tag};
+    return epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : -errno;
+}
+
+static int make(struct mn_relay *r)
+{
+    uint64_t seed[6];
+    int err = mn_talk_init(&r->talk);
+    if (err != 0)
+        return err;
+    if (getrandom(seed, sizeof seed, 0) != (ssize_t)sizeof seed)
+        return -EIO;
+    r->random = seed[5] | 1;
+    r->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    r->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+    if (r->epoll_fd < 0 || r->spare_fd < 0)
+        return -errno;
+    r->plain = malloc(MN_RELAY_PLAIN);
+    r->batch = malloc(MN_TLS_PLAIN_MAX + MN_WS_HEADER_MAX);
+    r->by_id = calloc(FIRST_TABLE, sizeof(struct mn_relay_conn *));
+    r->by_id_size = FIRST_TABLE;
+    if (r->plain == NULL || r->batch == NULL || r->by_id == NULL || !mn_wires_init(&r->wires) ||
+        !mn_hub_init(&r->hub, r->cfg.memory_max, seed))
+        return -ENOMEM;
+    mn_guard_init(&r->guard, r->cfg.per_ip_max, r->cfg.per_ip_rate, r->cfg.per_ip_burst, seed[4], (uint32_t)r->now_ms);
+    mn_wheel_init(&r->wheel, r->now_ns);
+    return watch(r, r->talk.command_fd, MN_RELAY_TAG_COMMANDS);
+}
+
+struct mn_relay *mn_relay_create(const struct mn_relay_config *config, int *err)
+{
+    struct mn_relay *r = calloc(1, sizeof *r);
+    if (r == NULL) {
+        *err = -ENOMEM;
+        return NULL;
+    }
+    r->cfg = *config;
+    set_defaults(&r->cfg);
+    r->epoll_fd = r->spare_fd = r->talk.event_fd = r->talk.command_fd = -1;
+    atomic_store(&r->ids, 1);
+    for (int i = 0; i < MN_RELAY_LISTENERS; i++)
+        r->listeners[i].fd = -1;
+    read_clock(r);
+    *err = make(r);
+    if (*err == 0)
+        return r;
+    mn_relay_destroy(r);
+    return NULL;
+}
+
+static void close_listeners(struct mn_relay *r)
+{
+    for (int i = 0; i < MN_RELAY_LISTENERS; i++) {
+        if (r->listeners[i].fd >= 0)
+            close(r->listeners[i].fd);
+        r->listeners[i].fd = -1;
+    }
+}
+
+static void stop_all(struct mn_relay *r)
+{
+    for (uint32_t i = 0; r->by_id != NULL && i < r->by_id_size; i++)
+        while (r->by_id[i] != NULL)
+            mn_relay_conn_stop(r, r->by_id[i], MN_WHY_ASKED);
+    mn_relay_conn_free_dead(r);
+}
+
+void mn_relay_destroy(struct mn_relay *r)
+{
+    if (r->hub.buckets != NULL) {
+        stop_all(r);
+        mn_hub_destroy(&r->hub);
+    }
+    close_listeners(r);
+    SSL_CTX_free(r->ctx);
+    mn_wires_destroy(&r->wires);
+    free(r->plain);
+    free(r->batch);
+    free(r->by_id);
+    if (r->epoll_fd >= 0)
+        close(r->epoll_fd);
+    if (r->spare_fd >= 0)
+        close(r->spare_fd);
+    mn_talk_destroy(&r->talk);
+    free(r);
+}
+
+/* ---- accepting ---- */
+
+/* No descriptor left: take the connection with the spare one and close it, or it would wake us for ever. */
+static void shed_one(struct mn_relay *r, int listener)
+{
+    r->stats.accept_errors++;
+    close(r->spare_fd);
+    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0)
+        close(fd);
+    r->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
+}
+
+static void accept_some(struct mn_relay *r, const struct mn_relay_listener *l)
+{
+    for (int i = 0; i < MN_RELAY_ACCEPTS; i++) {
+        struct sockaddr_storage from;
+        socklen_t len = sizeof from;
+        struct mn_ep source = {0};
+        int fd = accept4(l->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        if (fd < 0) {
+            if (errno == EMFILE || errno == ENFILE)
+                shed_one(r, l->fd);
+            return;
+        }
+        r->stats.accepts++;
+        (void)mn_sockaddr_get((const uint8_t *)&from, &source); /* a unix socket has none */
+        if (r->stats.conns >= r->cfg.conns_max || !mn_guard_enter(&r->guard, &source.ip, (uint32_t)r->now_ms)) {
+            r->stats.accept_refused++;
+            close(fd);
+        } else if (mn_relay_conn_accept(r, fd, l->has_tls, &source) == NULL) {
+            r->stats.accept_errors++;
+            mn_guard_leave(&r->guard, &source.ip);
+            close(fd);
+        }
+    }
+}
+
+/* ---- commands ---- */
+
+static void add_listener(struct mn_relay *r, struct mn_relay_command *cmd)
+{
+    for (uint64_t i = 0; i < MN_RELAY_LISTENERS; i++) {
+        if (r->listeners[i].fd >= 0)
+            continue;
+        (void)fcntl(cmd->fd, F_SETFL, fcntl(cmd->fd, F_GETFL) | O_NONBLOCK);
+        if (watch(r, cmd->fd, MN_RELAY_TAG_LISTENER | i) != 0)
+            return;
+        r->listeners[i] = (struct mn_relay_listener){cmd->fd, cmd->flag};
+        cmd->fd = -1;
+        return;
+    }
+}
+
+static void adopt(struct mn_relay *r, struct mn_relay_command *cmd)
+{
+    (void)fcntl(cmd->fd, F_SETFL, fcntl(cmd->fd, F_GETFL) | O_NONBLOCK);
+    struct mn_relay_conn *c =
+        mn_relay_conn_adopt(r, cmd->fd, cmd->ctx, cmd->len > 0 ? (const char *)cmd->data : NULL, cmd->conn);
+    if (c == NULL)
+        return;
+    cmd->fd = -1;
+    if (c->phase == MN_PHASE_SHAKING) {
+        r->wires.owner = NULL;
+        if (mn_tls_shake(&c->stream) == MN_TLS_BROKEN)
+            mn_relay_conn_stop(r, c, MN_WHY_TLS);
+        else
+            mn_relay_conn_watch(r, c);
+        return;
+    }
+    struct mn_relay_event *ev = mn_talk_event(MN_RELAY_EV_DIALLED, NULL, 0);
+    if (ev != NULL) {
+        ev->conn = c->id;
+        mn_talk_post(&r->talk, ev);
+    }
+}
+
+static void resume(struct mn_relay *r, struct mn_relay_conn *c)
+{
+    c->is_waiting = false;
+    mn_relay_conn_watch(r, c);
+}
+
+static void start_websocket(struct mn_relay *r, struct mn_relay_conn *c, struct mn_relay_command *cmd)
+{
+    if (c->websocket != NULL || c->phase != MN_PHASE_RAW)
+        return;
+    c->websocket = malloc(sizeof *c->websocket);
+    if (c->websocket == NULL) {
+        mn_relay_conn_stop(r, c, MN_WHY_NO_MEMORY);
+        return;
+    }
+    mn_ws_start(c->websocket, true);
+    r->stats.websockets++;
+    ptrdiff_t n = mn_ws_decode(c->websocket, cmd->data, cmd->len);
+    struct mn_relay_event *ev = n > 0 ? mn_talk_event(MN_RELAY_EV_DATA, cmd->data, (size_t)n) : NULL;
+    if (n < 0) {
+        mn_relay_conn_stop(r, c, MN_WHY_PROTOCOL);
+    } else if (ev != NULL) {
+        ev->conn = c->id;
+        ev->source = c->client.source;
+        mn_talk_post(&r->talk, ev);
+    } else {
+        resume(r, c);
+    }
+}
+
+static void close_conn(struct mn_relay *r, struct mn_relay_conn *c, bool at_once)
+{
+    if (c->phase == MN_PHASE_OPEN && !at_once) {
+        /* What it was told last leaves with what waits, as far as the kernel takes it now. */
+        mn_hub_mark_dirty(&r->hub, &c->client);
+        mn_relay_conn_flush_dirty(r);
+    }
+    if (c->stream.fd < 0)
+        return;
+    if (at_once || c->stream.left == NULL) {
+        mn_relay_conn_stop(r, c, MN_WHY_ASKED);
+        return;
+    }
+    mn_hub_leave(&r->hub, &c->client, (uint32_t)r->now_ms);
+    c->phase = MN_PHASE_CLOSING;
+    c->login_by_ms = r->now_ms + r->cfg.write_stall_ms;
+    mn_relay_conn_watch(r, c);
+    mn_relay_conn_arm(r, c);
+}
+
+static void tell_all(struct mn_relay *r, const struct mn_relay_command *cmd)
+{
+    for (uint32_t i = 0; i < r->by_id_size; i++)
+        for (struct mn_relay_conn *c = r->by_id[i]; c != NULL; c = c->next_id)
+            if (c->phase == MN_PHASE_OPEN && !c->client.is_neighbour)
+                mn_hub_tell(&r->hub, &c->client, (uint8_t)cmd->number, cmd->data, cmd->len, (uint32_t)r->now_ms);
+}
+
+struct listing {
+    struct mn_relay_client_info *out;
+    uint32_t max, count;
+};
+
+static void list_clients(struct mn_relay *r, struct listing *l)
+{
+    for (uint32_t i = 0; i < r->by_id_size; i++) {
+        for (struct mn_relay_conn *c = r->by_id[i]; c != NULL && l->count < l->max; c = c->next_id) {
+            const struct mn_hub_client *k = &c->client;
+            if (c->phase != MN_PHASE_OPEN)
+                continue;
+            struct mn_relay_client_info *o = &l->out[l->count++];
+            *o = (struct mn_relay_client_info){
+                .conn = c->id,
+                .source = k->source,
+                .rx_packets = k->rx_packets,
+                .rx_bytes = k->rx_bytes,
+                .tx_packets = k->tx_packets,
+                .tx_bytes = k->tx_bytes,
+                .dropped = k->dropped,
+                .waits = k->data.bytes + k->urgent.bytes,
+                .age_s = (uint32_t)((r->now_ms - c->accepted_ms) / 1000),
+                .flags = k->flags,
+                .is_home = k->is_home,
+                .is_live = mn_hub_find(&r->hub, k->key) == k,
+            };
+            memcpy(o->key, k->key, MN_RELAY_KEY);
+        }
+    }
+}
+
+static void give_stats(struct mn_relay *r, struct mn_relay_stats *out)
+{
+    *out = r->stats;
+    out->hub = r->hub.stats;
+    out->lane_chunks = r->hub.chunks.used;
+    for (uint32_t i = 0; i < r->by_id_size; i++) {
+        for (const struct mn_relay_conn *c = r->by_id[i]; c != NULL; c = c->next_id) {
+            out->rx_bytes += c->stream.rx_bytes;
+            out->tx_bytes += c->stream.tx_bytes;
+        }
+    }
+}
+
+/* Somebody waits for it. */
+struct question {
+    void *out;
+    bool is_answered;
+};
+
+static void answer(struct mn_relay *r, struct question *q)
+{
+    pthread_mutex_lock(&r->talk.lock);
+    q->is_answered = true;
+    pthread_cond_broadcast(&r->talk.answered);
+    pthread_mutex_unlock(&r->talk.lock);
+}
+
+static void run_for_conn(struct mn_relay *r, struct mn_relay_conn *c, struct mn_relay_command *cmd)
+{
+    switch (cmd->kind) {
+    case MN_RELAY_CMD_WRITE:
+        mn_relay_conn_send_raw(r, c, cmd->data, cmd->len);
+        break;
+    case MN_RELAY_CMD_RESUME:
+        resume(r, c);
+        break;
+    case MN_RELAY_CMD_WEBSOCKET:
+        start_websocket(r, c, cmd);
+        break;
+    case MN_RELAY_CMD_OPEN:
+        mn_relay_conn_start_frames(r, c, cmd->key, cmd->number, cmd->data, cmd->len);
+        break;
+    case MN_RELAY_CMD_CLOSE:
+        close_conn(r, c, cmd->flag);
+        break;
+    case MN_RELAY_CMD_TELL:
+        if (c->phase == MN_PHASE_OPEN)
+            mn_hub_tell(&r->hub, &c->client, (uint8_t)cmd->number, cmd->data, cmd->len, (uint32_t)r->now_ms);
+        break;
+    default:
+        break;
+    }
+}
+
+static void run_command(struct mn_relay *r, struct mn_relay_command *cmd)
+{
+    struct mn_relay_conn *c;
+    switch (cmd->kind) {
+    case MN_RELAY_CMD_TLS:
+        SSL_CTX_free(r->ctx);
+        r->ctx = cmd->ctx;
+        cmd->ctx = NULL;
+        break;
+    case MN_RELAY_CMD_LISTEN:
+        add_listener(r, cmd);
+        break;
+    case MN_RELAY_CMD_UNLISTEN:
+        close_listeners(r);
+        break;
+    case MN_RELAY_CMD_ADOPT:
+        adopt(r, cmd);
+        break;
+    case MN_RELAY_CMD_CLOSE_KEY:
+        for (struct mn_hub_client *k; (k = mn_hub_find(&r->hub, cmd->key)) != NULL;)
+            mn_relay_conn_stop(r, (struct mn_relay_conn *)k, MN_WHY_ASKED);
+        break;
+    case MN_RELAY_CMD_STATS:
+        give_stats(r, ((struct question *)cmd->out)->out);
+        answer(r, cmd->out);
+        break;
+    case MN_RELAY_CMD_CLIENTS:
+        list_clients(r, ((struct question *)cmd->out)->out);
+        answer(r, cmd->out);
+        break;
+    default:
+        c = mn_relay_conn_of(r, cmd->conn);
+        if (c != NULL)
+            run_for_conn(r, c, cmd);
+        else if (cmd->kind == MN_RELAY_CMD_TELL && cmd->conn == 0)
+            tell_all(r, cmd);
+    }
+}
+
+static void run_commands(struct mn_relay *r)
+{
+    eventfd_t ignored;
+    (void)eventfd_read(r->talk.command_fd, &ignored);
+    for (struct mn_relay_command *cmd = mn_talk_commands(&r->talk), *next; cmd != NULL; cmd = next) {
+        next = cmd->next;
+        run_command(r, cmd);
+        if (cmd->fd >= 0)
+            close(cmd->fd);
+        SSL_CTX_free(cmd->ctx);
+        OPENSSL_cleanse(cmd->data, cmd->len);
+        free(cmd);
+    }
+}
+
+/* ---- a turn ---- */
+
+static void fire(void *ctx, struct mn_timer *t, uint64_t now_ns)
+{
+    (void)now_ns;
+    struct mn_relay_conn *c = (struct mn_relay_conn *)((char *)t - offsetof(struct mn_relay_conn, timer));
+    mn_relay_conn_on_timer(ctx, c);
+}
+
+static int wait_for(const struct mn_relay *r)
+{
+    uint64_t due = mn_wheel_next(&r->wheel), now = clock_ns();
+    if (r->hub.dirty_first != NULL || due <= now)
+        return 0;
+    uint64_t ms = (due - now + 999999) / 1000000;
+    return ms < WAIT_MAX_MS ? (int)ms : WAIT_MAX_MS;
+}
+
+static void serve(struct mn_relay *r, uint64_t tag, uint32_t events)
+{
+    if (tag == MN_RELAY_TAG_COMMANDS) {
+        run_commands(r);
+        return;
+    }
+    if ((tag & MN_RELAY_TAG_LISTENER) != 0) {
+        const struct mn_relay_listener *l = &r->listeners[tag & ~MN_RELAY_TAG_LISTENER];
+        if (l->fd >= 0)
+            accept_some(r, l);
+        return;
+    }
+    struct mn_relay_conn *c = mn_relay_conn_of(r, tag);
+    if (c != NULL && (events & EPOLLOUT) != 0)
+        mn_relay_conn_on_writable(r, c);
+    if (c == NULL || c->stream.fd < 0)
+        return;
+    /* A connection that is not read because Python thinks about it is told of its end all the same. */
+    if ((events & (EPOLLERR | EPOLLHUP)) != 0 && (events & EPOLLIN) == 0)
+        mn_relay_conn_stop(r, c, MN_WHY_BROKEN);
+    else if ((events & EPOLLIN) != 0)
+        mn_relay_conn_on_readable(r, c);
+}
+
+static void turn(struct mn_relay *r)
+{
+    struct epoll_event ready[MN_RELAY_READY];
+    int n = epoll_wait(r->epoll_fd, ready, MN_RELAY_READY, wait_for(r));
+    read_clock(r);
+    r->shakes = 0;
+    r->stats.turns++;
+    for (int i = 0; i < n; i++)
+        serve(r, ready[i].data.u64, ready[i].events);
+    mn_wheel_advance(&r->wheel, r->now_ns, fire, r);
+    mn_relay_conn_flush_dirty(r);
+    mn_relay_conn_free_dead(r);
+    mn_talk_signal(&r->talk);
+}
+
+static void *run(void *arg)
+{
+    struct mn_relay *r = arg;
+    while (!atomic_load_explicit(&r->wants_stop, memory_order_acquire))
+        turn(r);
+    read_clock(r);
+    close_listeners(r);
+    stop_all(r);
+    mn_talk_signal(&r->talk);
+    pthread_mutex_lock(&r->talk.lock);
+    r->talk.is_over = true;
+    pthread_cond_broadcast(&r->talk.answered);
+    pthread_mutex_unlock(&r->talk.lock);
+    return NULL;
+}
+
+int mn_relay_start(struct mn_relay *r)
+{
+    sigset_t all, before;
+    pthread_attr_t attr;
+    sigfillset(&all);
+    pthread_attr_init(&attr);
+    pthread_attr_setstacksize(&attr, STACK_BYTES);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int err = pthread_create(&r->thread, &attr, run, r);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
+    if (err != 0)
+        return -err;
+    r->is_started = true;
+    (void)pthread_setname_np(r->thread, "meshnode-derp");
+    return 0;
+}
+
+void mn_relay_stop(struct mn_relay *r)
+{
+    if (!r->is_started)
+        return;
+    atomic_store_explicit(&r->wants_stop, true, memory_order_release);
+    (void)eventfd_write(r->talk.command_fd, 1);
+    pthread_join(r->thread, NULL);
+    r->is_started = false;
+}
+
+/* ---- questions ---- */
+
+static int ask(struct mn_relay *r, uint8_t kind, void *out)
+{
+    struct mn_relay_talk *t = &r->talk;
+    struct question q = {out, false};
+    if (!r->is_started)
+        return -ESHUTDOWN;
+    int err = mn_talk_push(t, &(struct mn_relay_command){.kind = kind, .fd = -1, .out = &q}, NULL, 0);
+    if (err != 0)
+        return err;
+    pthread_mutex_lock(&t->lock);
+    while (!q.is_answered && !t->is_over)
+        pthread_cond_wait(&t->answered, &t->lock);
+    pthread_mutex_unlock(&t->lock);
+    return q.is_answered ? 0 : -ESHUTDOWN;
+}
+
+int mn_relay_stats(struct mn_relay *r, struct mn_relay_stats *out)
+{
+    return ask(r, MN_RELAY_CMD_STATS, out);
+}
+
+int mn_relay_clients(struct mn_relay *r, struct mn_relay_client_info *out, uint32_t max)
+{
+    struct listing l = {out, max, 0};
+    int err = ask(r, MN_RELAY_CMD_CLIENTS, &l);
+    return err != 0 ? err : (int)l.count;
+}

@@ -1,0 +1,409 @@
+/* libssl over memory, the descriptor beside it. */
+#include "tls.h"
+
+#include <errno.h>
+#include <openssl/bio.h>
+#include <openssl/err.h>
+#include <openssl/pem.h>
+#include <openssl/ssl.h>
+#include <openssl/x509v3.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+bool mn_wires_init(struct mn_wires *w)
+{
+    *w = (struct mn_wires){.in = malloc(MN_WIRE_IN), .out = malloc(MN_WIRE_OUT)};
+    if (w->in != NULL && w->out != NULL)
+        return true;
+    mn_wires_destroy(w);
+    return false;
+}
+
+void mn_wires_destroy(struct mn_wires *w)
+{
+    free(w->in);
+    free(w->out);
+    *w = (struct mn_wires){0};
+}
+
+/* ---- the BIO: the wires of the thread ---- */
+
+static int wire_read(BIO *b, char *out, int n)
+{
+    struct mn_tls *s = BIO_get_data(b);
+    struct mn_wires *w = s->wires;
+    size_t here = w->owner == s ? w->in_len - w->in_at : 0, k = (size_t)n < here ? (size_t)n : here;
+    BIO_clear_retry_flags(b);
+    if (k == 0) {
+        if (!s->has_ended)
+            BIO_set_retry_read(b);
+        return s->has_ended ? 0 : -1;
+    }
+    memcpy(out, w->in + w->in_at, k);
+    w->in_at += k;
+    return (int)k;
+}
+
+static int wire_write(BIO *b, const char *p, int n)
+{
+    struct mn_tls *s = BIO_get_data(b);
+    struct mn_wires *w = s->wires;
+    BIO_clear_retry_flags(b);
+    if ((size_t)n > MN_WIRE_OUT - w->out_len)
+        return -1; /* cannot be: a write is bounded, and the wire was empty */
+    memcpy(w->out + w->out_len, p, (size_t)n);
+    w->out_len += (size_t)n;
+    return n;
+}
+
+static long wire_ctrl(BIO *b, int cmd, long num, void *ptr)
+{
+    (void)b;
+    (void)num;
+    (void)ptr;
+    return cmd == BIO_CTRL_FLUSH || cmd == BIO_CTRL_DUP;
+}
+
+/* Made once per process and never freed: connections of every relay and engine use it. */
+static const BIO_METHOD *wire_method(void)
+{
+    static BIO_METHOD *made; /* constant once set */
+    if (__atomic_load_n(&made, __ATOMIC_ACQUIRE) == NULL) {
+        BIO_METHOD *m = BIO_meth_new(BIO_get_new_index() | BIO_TYPE_SOURCE_SINK, "meshnode wire");
+        if (m == NULL)
+            return NULL;
+        BIO_meth_set_read(m, wire_read);
+        BIO_meth_set_write(m, wire_write);
+        BIO_meth_set_ctrl(m, wire_ctrl);
+        BIO_METHOD *none = NULL;
+        if (!__atomic_compare_exchange_n(&made, &none, m, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE))
+            BIO_meth_free(m);
+    }
+    return __atomic_load_n(&made, __ATOMIC_ACQUIRE);
+}
+
+/* ---- life ---- */
+
+static SSL *make_ssl(struct mn_tls *s, SSL_CTX *ctx, bool is_client, const char *host)
+{
+    const BIO_METHOD *method = wire_method();
+    SSL *ssl = SSL_new(ctx);
+    BIO *bio = method != NULL ? BIO_new(method) : NULL;
+    if (ssl == NULL || bio == NULL) {
+        SSL_free(ssl);
+        BIO_free(bio);
+        return NULL;
+    }
+    BIO_set_data(bio, s);
+    BIO_set_init(bio, 1);
+    SSL_set_bio(ssl, bio, bio);
+    if (!is_client) {
+        SSL_set_accept_state(ssl);
+        return ssl;
+    }
+    SSL_set_connect_state(ssl);
+    if (host == NULL)
+        return ssl;
+    X509_VERIFY_PARAM *p = SSL_get0_param(ssl);
+    bool is_address = X509_VERIFY_PARAM_set1_ip_asc(p, host) == 1;
+    if (!is_address && (SSL_set_tlsext_host_name(ssl, host) != 1 || SSL_set1_host(ssl, host) != 1)) {
+        SSL_free(ssl);
+        return NULL;
+    }
+    return ssl;
+}
+
+bool mn_tls_start(struct mn_tls *s, int fd, SSL_CTX *ctx, struct mn_wires *wires, bool is_client, const char *host)
+{
+    *s = (struct mn_tls){.fd = fd, .wires = wires, .is_shaken = ctx == NULL};
+    if (ctx == NULL)
+        return true;
+    s->ssl = make_ssl(s, ctx, is_client, host);
+    return s->ssl != NULL;
+}
+
+void mn_tls_stop(struct mn_tls *s)
+{
+    if (s->ssl != NULL)
+        SSL_free(s->ssl);
+    if (s->fd >= 0)
+        close(s->fd);
+    free(s->left);
+    *s = (struct mn_tls){.fd = -1};
+}
+
+/* ---- the wire ---- */
+
+static enum mn_tls_result send_some(struct mn_tls *s, const uint8_t *p, size_t n, size_t *done)
+{
+    *done = 0;
+    while (*done < n) {
+        ssize_t k = send(s->fd, p + *done, n - *done, MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (k > 0) {
+            *done += (size_t)k;
+            s->tx_bytes += (uint64_t)k;
+        } else if (errno == EAGAIN || errno == EWOULDBLOCK || errno == ENOBUFS) {
+            return MN_TLS_AGAIN;
+        } else if (errno != EINTR) {
+            return MN_TLS_BROKEN;
+        }
+    }
+    return MN_TLS_OK;
+}
+
+enum mn_tls_result mn_tls_flush(struct mn_tls *s)
+{
+    size_t done;
+    if (s->left == NULL)
+        return MN_TLS_OK;
+    enum mn_tls_result r = send_some(s, s->left + s->left_at, s->left_len - s->left_at, &done);
+    s->left_at += done;
+    if (r != MN_TLS_OK)
+        return r;
+    free(s->left);
+    s->left = NULL;
+    s->left_at = s->left_len = 0;
+    return MN_TLS_OK;
+}
+
+/* Bytes on their way out: to the kernel, and what it does not take behind what waits already. */
+static enum mn_tls_result put_wire(struct mn_tls *s, const uint8_t *p, size_t n)
+{
+    size_t done = 0;
+    enum mn_tls_result r = s->left == NULL ? send_some(s, p, n, &done) : MN_TLS_AGAIN;
+    if (r != MN_TLS_AGAIN)
+        return r;
+    size_t waiting = s->left_len - s->left_at, more = n - done;
+    uint8_t *left = malloc(waiting + more);
+    if (left == NULL)
+        return MN_TLS_BROKEN;
+    if (s->left != NULL)
+        memcpy(left, s->left + s->left_at, waiting);
+    memcpy(left + waiting, p + done, more);
+    free(s->left);
+    s->left = left;
+    s->left_at = 0;
+    s->left_len = waiting + more;
+    return MN_TLS_AGAIN;
+}
+
+/* What libssl wrote. AGAIN means that some of it waits, which is no failure. */
+static enum mn_tls_result put_records(struct mn_tls *s)
+{
+    struct mn_wires *w = s->wires;
+    size_t n = w->out_len;
+    w->out_len = 0;
+    return n > 0 ? put_wire(s, w->out, n) : MN_TLS_OK;
+}
+
+/* ---- handshake ---- */
+
+static enum mn_tls_result judge(struct mn_tls *s, int result)
+{
+    int why = SSL_get_error(s->ssl, result);
+    if (why == SSL_ERROR_WANT_READ || why == SSL_ERROR_WANT_WRITE)
+        return MN_TLS_AGAIN;
+    return why == SSL_ERROR_ZERO_RETURN || s->has_ended ? MN_TLS_END : MN_TLS_BROKEN;
+}
+
+enum mn_tls_result mn_tls_shake(struct mn_tls *s)
+{
+    if (s->is_shaken)
+        return MN_TLS_OK;
+    ERR_clear_error();
+    s->wires->out_len = 0;
+    int done = SSL_do_handshake(s->ssl);
+    enum mn_tls_result why = done == 1 ? MN_TLS_OK : judge(s, done);
+    if (put_records(s) == MN_TLS_BROKEN) /* alerts leave as well */
+        return MN_TLS_BROKEN;
+    s->is_shaken = done == 1;
+    return why;
+}
+
+/* ---- reading ---- */
+
+enum mn_tls_result mn_tls_fetch(struct mn_tls *s, size_t cap)
+{
+    struct mn_wires *w = s->wires;
+    w->in_at = w->in_len = 0;
+    w->owner = s;
+    for (;;) {
+        ssize_t n = recv(s->fd, w->in, cap < MN_WIRE_IN ? cap : MN_WIRE_IN, MSG_DONTWAIT);
+        if (n > 0) {
+            w->in_len = (size_t)n;
+            s->rx_bytes += (uint64_t)n;
+            return MN_TLS_OK;
+        }
+        if (n == 0) {
+            s->has_ended = true;
+            return MN_TLS_END;
+        }
+        if (errno == EINTR)
+            continue;
+        return errno == EAGAIN || errno == EWOULDBLOCK ? MN_TLS_AGAIN : MN_TLS_BROKEN;
+    }
+}
+
+ptrdiff_t mn_tls_read(struct mn_tls *s, uint8_t *out, size_t cap)
+{
+    struct mn_wires *w = s->wires;
+    if (s->ssl == NULL) {
+        size_t here = w->owner == s ? w->in_len - w->in_at : 0, k = cap < here ? cap : here;
+        memcpy(out, w->in + w->in_at, k);
+        w->in_at += k;
+        return (ptrdiff_t)k;
+    }
+    size_t at = 0;
+    w->out_len = 0;
+    ERR_clear_error();
+    while (at < cap) {
+        int n = SSL_read(s->ssl, out + at, (int)(cap - at));
+        if (n > 0) {
+            at += (size_t)n;
+            continue;
+        }
+        enum mn_tls_result why = judge(s, n);
+        /* A key update or an alert may have to be answered. */
+        if (put_records(s) == MN_TLS_BROKEN)
+            why = MN_TLS_BROKEN;
+        if (why == MN_TLS_AGAIN || at > 0)
+            break;
+        return why;
+    }
+    return (ptrdiff_t)at;
+}
+
+/* ---- writing ---- */
+
+enum mn_tls_result mn_tls_write(struct mn_tls *s, const uint8_t *p, size_t n)
+{
+    if (s->ssl == NULL)
+        return put_wire(s, p, n);
+    ERR_clear_error();
+    s->wires->out_len = 0;
+    for (size_t at = 0; at < n;) {
+        size_t k = n - at < MN_TLS_RECORD ? n - at : MN_TLS_RECORD;
+        if (SSL_write(s->ssl, p + at, (int)k) != (int)k)
+            return MN_TLS_BROKEN;
+        at += k;
+    }
+    return put_records(s);
+}
+
+/* ---- contexts ---- */
+
+static void explain(char why[static 256], const char *what)
+{
+    char reason[160] = "";
+    unsigned long code = ERR_peek_last_error();
+    if (code != 0)
+        ERR_error_string_n(code, reason, sizeof reason);
+    (void)snprintf(why, 256, "%s%s%s", what, code != 0 ? ": " : "", reason);
+    ERR_clear_error();
+}
+
+static SSL_CTX *make_ctx(const SSL_METHOD *method)
+{
+    SSL_CTX *ctx = SSL_CTX_new(method);
+    if (ctx == NULL)
+        return NULL;
+    SSL_CTX_set_min_proto_version(ctx, TLS1_2_VERSION);
+    SSL_CTX_set_mode(ctx, SSL_MODE_RELEASE_BUFFERS | SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_AUTO_RETRY);
+    SSL_CTX_set_options(ctx, SSL_OP_NO_COMPRESSION | SSL_OP_NO_RENEGOTIATION);
+    /* AES-GCM first: in bulk it is the cheaper one wherever the processor knows AES. */
+    SSL_CTX_set_ciphersuites(ctx, "TLS_AES_128_GCM_SHA256:TLS_AES_256_GCM_SHA384:TLS_CHACHA20_POLY1305_SHA256");
+    return ctx;
+}
+
+static int no_password(char *buf, int size, int rwflag, void *ctx)
+{
+    (void)buf;
+    (void)size;
+    (void)rwflag;
+    (void)ctx;
+    return -1;
+}
+
+static bool use_chain(SSL_CTX *ctx, BIO *pem)
+{
+    X509 *cert = PEM_read_bio_X509_AUX(pem, NULL, no_password, NULL);
+    bool ok = cert != NULL && SSL_CTX_use_certificate(ctx, cert) == 1;
+    X509_free(cert);
+    while (ok && (cert = PEM_read_bio_X509(pem, NULL, no_password, NULL)) != NULL)
+        ok = SSL_CTX_add0_chain_cert(ctx, cert) == 1;
+    ERR_clear_error();
+    return ok;
+}
+
+static bool add_extra(SSL_CTX *ctx, const uint8_t *der, size_t len)
+{
+    const unsigned char *p = der;
+    if (len == 0)
+        return true;
+    X509 *cert = d2i_X509(NULL, &p, (long)len);
+    if (cert == NULL)
+        return false;
+    if (SSL_CTX_add0_chain_cert(ctx, cert) == 1)
+        return true;
+    X509_free(cert);
+    return false;
+}
+
+static bool use_key(SSL_CTX *ctx, const char *pem, size_t len)
+{
+    BIO *bio = BIO_new_mem_buf(pem, (int)len);
+    EVP_PKEY *key = bio != NULL ? PEM_read_bio_PrivateKey(bio, NULL, no_password, NULL) : NULL;
+    bool ok = key != NULL && SSL_CTX_use_PrivateKey(ctx, key) == 1 && SSL_CTX_check_private_key(ctx) == 1;
+    EVP_PKEY_free(key);
+    BIO_free(bio);
+    return ok;
+}
+
+SSL_CTX *mn_tls_server_ctx(const char *pem, size_t pem_len, const uint8_t *extra, size_t extra_len,
+                           char why[static 256])
+{
+    static const unsigned char session_id[] = "meshnode relay";
+    SSL_CTX *ctx = make_ctx(TLS_server_method());
+    BIO *bio = BIO_new_mem_buf(pem, (int)pem_len);
+    const char *failed = NULL;
+    if (ctx == NULL || bio == NULL)
+        failed = "TLS cannot be set up";
+    else if (!use_chain(ctx, bio))
+        failed = "no certificate chain";
+    else if (!use_key(ctx, pem, pem_len))
+        failed = "no private key that fits the certificate";
+    else if (!add_extra(ctx, extra, extra_len))
+        failed = "the relay's own certificate cannot be appended";
+    BIO_free(bio);
+    if (failed != NULL) {
+        explain(why, failed);
+        SSL_CTX_free(ctx);
+        return NULL;
+    }
+    SSL_CTX_set_num_tickets(ctx, 0); /* connections are long-lived: a ticket is only bytes */
+    SSL_CTX_set_session_cache_mode(ctx, SSL_SESS_CACHE_OFF);
+    SSL_CTX_set_session_id_context(ctx, session_id, sizeof session_id);
+    SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE);
+    return ctx;
+}
+
+SSL_CTX *mn_tls_client_ctx(const char *ca_file, enum mn_tls_verify verify, char why[static 256])
+{
+    SSL_CTX *ctx = make_ctx(TLS_client_method());
+    if (ctx == NULL) {
+        explain(why, "TLS cannot be set up");
+        return NULL;
+    }
+    bool ok =
+        ca_file != NULL ? SSL_CTX_load_verify_file(ctx, ca_file) == 1 : SSL_CTX_set_default_verify_paths(ctx) == 1;
+    if (!ok) {
+        explain(why, ca_file != NULL ? ca_file : "the system's certificate roots");
+        SSL_CTX_free(ctx);
+        return NULL;
+    }
+    SSL_CTX_set_verify(ctx, verify == MN_VERIFY_NAME ? SSL_VERIFY_PEER : SSL_VERIFY_NONE, NULL);
+    return ctx;
+}
