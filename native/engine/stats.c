@@ -60,9 +60,9 @@ static void put(struct mn_answer *a, uint64_t value)
 }
 
 /* Connections whose application has closed and whose last bytes are still on their way. */
-static uint64_t count_ending(const struct mn_engine *e, uint32_t conns)
+static uint64_t count_ending(const struct mn_engine *e)
 {
-    uint64_t ending = conns > e->flows.count ? conns - e->flows.count : 0;
+    uint64_t ending = mn_tcp_count_delivering(e->stack);
     for (uint32_t i = 0; i < e->flows.high; i++)
         ending += e->flows.table[i].id != 0 && e->flows.table[i].is_hung_up;
     return ending;
@@ -96,7 +96,7 @@ static void put_engine(struct mn_engine *e, struct mn_answer *a)
     put(a, ip->udp_flows);
     put(a, ip->ring_bytes);
     put(a, e->flows.count);
-    put(a, count_ending(e, ip->tcp_conns));
+    put(a, count_ending(e));
     put(a, e->socks.rcvbuf);
     put(a, e->socks.sndbuf);
     put(a, e->socks.has_gso[MN_SOCK_V4] || e->socks.has_gso[MN_SOCK_V6]);

@@ -238,3 +238,13 @@ int mn_tcp_info(const struct mn_stack *s, uint32_t conn, struct mn_tcp_info *inf
     };
     return 0;
 }
+
+uint32_t mn_tcp_count_delivering(const struct mn_stack *s)
+{
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < s->slot_used; i++) {
+        const struct mn_conn *c = s->slots[i].conn;
+        count += c != NULL && c->is_orphan && c->state != MN_FIN_WAIT_2;
+    }
+    return count;
+}

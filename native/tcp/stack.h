@@ -143,6 +143,9 @@ struct mn_tcp_info {
     uint64_t srtt_ns, rttvar_ns, rto_ns, retransmits, timeouts, bytes_in, bytes_out;
 };
 int mn_tcp_info(const struct mn_stack *s, uint32_t conn, struct mn_tcp_info *info);
+/* How many closed connections still have bytes or their FIN unacknowledged; those that only wait for the peer's end
+ * are not among them. */
+uint32_t mn_tcp_count_delivering(const struct mn_stack *s);
 
 /* UDP. addr_or_null: every own address; port 0: one is chosen. */
 int mn_udp_open(struct mn_stack *s, const struct mn_ip *addr_or_null, uint16_t port, uint32_t *udp);

@@ -7,10 +7,12 @@ import errno
 import gc
 import hashlib
 import os
+import resource
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -548,6 +550,70 @@ def test_last_bytes_leave_before_the_engine_ends(loop: str) -> None:
             server.close()
 
     run(loop, work)
+
+
+async def crowd(a: Side, b: Side, count: int) -> tuple[list[TunnelSocket], list[TunnelSocket]]:
+    """`count` open connections from a to b: both ends of each."""
+    listener = await b.engine.listen(None, 90, backlog=count)
+    ours, theirs = [], []
+    for _ in range(0, count, 100):
+        ours += await asyncio.gather(*(a.engine.connect(b.ip4, 90) for _ in range(100)))
+        theirs += [await anext(listener) for _ in range(100)]
+    listener.close()
+    return ours, theirs
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[int]:
+    """How many connections, each of four descriptors, this process may hold here, up to two thousand."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    yield min(2000, (hard - 200) // 400 * 100)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", ["open", "with bytes nobody reads", "half closed", "in TIME-WAIT", "unanswered"])
+def test_thousands_of_connections_do_not_hold_up_the_end(left: str, many_descriptors: int) -> None:
+    """The promise is a second whatever they do; a stop that waits for a peer or a timer takes many."""
+
+    async def work() -> None:
+        async with pair() as (a, b):
+            if left == "unanswered":  # 192.0.2.1 belongs to the peer by prefix, and to nobody there
+                a.engine.upsert_peer(b.key, [parse_prefix(str(b.ip4)), parse_prefix("192.0.2.1")])
+                connects = [
+                    asyncio.ensure_future(a.engine.connect(IPv4Address("192.0.2.1"), 90))
+                    for _ in range(many_descriptors)
+                ]
+                while a.engine.stats()["flows"] < many_descriptors:
+                    await asyncio.sleep(0)
+                assert await seconds_to_close(a) < 1
+                ends = await asyncio.gather(*connects, return_exceptions=True)
+                assert all(isinstance(end, OSError) for end in ends)
+                return
+            ours, theirs = await crowd(a, b, many_descriptors)
+            if left == "with bytes nobody reads":
+                for sock in ours:
+                    sock.send(bytes(50_000))
+            if left in ("half closed", "in TIME-WAIT"):
+                for sock in ours:
+                    sock.close()
+            if left == "in TIME-WAIT":
+                for sock in theirs:
+                    assert await asyncio.get_running_loop().sock_recv(sock, 1) == b""
+                    sock.close()
+                while a.engine.stats()["tcp_time_wait"] < many_descriptors:
+                    await asyncio.sleep(0)
+            assert await seconds_to_close(a) < 1
+            for sock in ours + theirs:
+                sock.close()
+
+    run("asyncio", work)
+
+
+async def seconds_to_close(side: Side) -> float:
+    started = time.monotonic()
+    await side.engine.aclose()
+    return time.monotonic() - started
 
 
 SCRIPT_HEAD = """
