@@ -41,10 +41,16 @@ if TYPE_CHECKING:
     from meshnode.config.model import Config
     from meshnode.engine.flow import TunnelSocket
     from meshnode.node.node import Node
+    from meshnode.node.wgnet import WireGuardNetwork
 
 __version__ = "0.1.0"
 
-_HOMES = {"Node": "node.node", "Config": "config.model", "TunnelSocket": "engine.flow"}
+_HOMES = {
+    "Node": "node.node",
+    "Config": "config.model",
+    "TunnelSocket": "engine.flow",
+    "WireGuardNetwork": "node.wgnet",
+}
 
 __all__ = [
     "AccessDenied",
@@ -73,6 +79,7 @@ __all__ = [
     "TimedOut",
     "TunnelSocket",
     "VersionRejected",
+    "WireGuardNetwork",
     "__version__",
 ]
 

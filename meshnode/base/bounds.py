@@ -67,3 +67,12 @@ DATAGRAM_QUEUE_MAX: Final = 4096
 
 DATAGRAM_QUEUE_BYTES: Final = 1 << 20
 """Their payload together; beyond either, the oldest goes and is counted."""
+
+WGCONF_MAX: Final = 8 << 20
+"""A WireGuard configuration file; the kernel's largest test has 130 560 allowed IPs, 3 MB."""
+
+WGCONF_PEERS_MAX: Final = 20_000
+"""Peers of one; as PEERS_MAX."""
+
+WGCONF_WARNINGS_MAX: Final = 100
+"""Warnings told of one file; the rest is only counted."""

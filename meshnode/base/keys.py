@@ -8,6 +8,7 @@ Source: docs/protocol/control.md 1.
 
 from __future__ import annotations
 
+import base64
 import hmac
 from collections.abc import Callable
 from typing import ClassVar, Self
@@ -17,6 +18,7 @@ from nacl.bindings import crypto_scalarmult_base
 from meshnode.base.errors import KeyFormatError
 
 KEY_LEN = 32
+BASE64_LEN = 44
 Entropy = Callable[[int], bytes]
 """Returns that many random bytes; `run.clock` hands the system's out."""
 
@@ -58,6 +60,19 @@ class _Key:
         except ValueError:
             raise KeyFormatError(f"{cls.__name__}: not hexadecimal") from None
 
+    @classmethod
+    def parse_base64(cls, text: str) -> Self:
+        """Read WireGuard's own text form, 44 characters of base64. KeyFormatError never repeats the text."""
+        if len(text) != BASE64_LEN or not text.isascii():
+            raise KeyFormatError(f"{cls.__name__}: {len(text)} characters, expected {BASE64_LEN} of base64")
+        try:
+            key = cls(base64.b64decode(text, validate=True))
+        except ValueError:
+            raise KeyFormatError(f"{cls.__name__}: not base64") from None
+        if base64.b64encode(key._raw).decode() != text:
+            raise KeyFormatError(f"{cls.__name__}: not base64 of {KEY_LEN} bytes")
+        return key
+
 
 class _Public(_Key):
     """A public key: may be shown, sorted and used as a dictionary key."""
@@ -73,6 +88,11 @@ class _Public(_Key):
     def short(self) -> str:
         """The first eight hex digits, enough to tell peers apart in a log."""
         return self._raw[:4].hex()
+
+    @property
+    def base64(self) -> str:
+        """WireGuard's text form, as `wg show` prints it."""
+        return base64.b64encode(self._raw).decode()
 
     def __str__(self) -> str:
         return self.prefix + self._raw.hex()
@@ -172,3 +192,10 @@ class DiscoPrivate(_Private):
     def public(self) -> DiscoPublic:
         """The public half."""
         return DiscoPublic(self._public_bytes())
+
+
+class PresharedKey(_Private):
+    """What two WireGuard peers share beside their key pairs."""
+
+    __slots__ = ()
+    prefix = "psk:"

@@ -147,6 +147,12 @@ def deny_all() -> bytes:
     return struct.pack("<III", MAGIC, 0, 0)
 
 
+def allow_all() -> bytes:
+    """The filter that lets everything in: for plain WireGuard, where AllowedIPs are the only rule."""
+    rule = _rule_bytes(DEFAULT_PROTOCOLS, EVERYWHERE, [(prefix, PortRange(0, _PORTS_MAX)) for prefix in EVERYWHERE])
+    return struct.pack("<II", MAGIC, 1) + rule + struct.pack("<I", 0)
+
+
 def _resolved(rule: FilterRule, peers: Iterable[Node]) -> Sequence[Prefix]:
     if not rule.source_caps:
         return rule.sources
