@@ -2,6 +2,7 @@
 #include "engine.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,7 +15,7 @@
 #include "internal.h"
 #include "tell.h"
 
-enum { READY_MAX = 64, SPIN_NS = 20000, STACK_BYTES = 512 << 10 };
+enum { READY_MAX = 64, STACK_BYTES = 512 << 10 };
 #define WAIT_MAX_NS (60 * MN_NS_PER_S)
 
 uint64_t mn_clock_ns(void)
@@ -143,8 +144,8 @@ struct mn_engine *mn_engine_create(const struct mn_engine_config *config, int *e
         return NULL;
     }
     e->events.fd = e->commands.fd = e->epoll_fd = e->socks.fd[0] = e->socks.fd[1] = -1;
-    e->now_ns = e->worked_at = mn_clock_ns();
-    e->gap_ns = MN_NS_PER_S;
+    e->now_ns = mn_clock_ns();
+    mn_spin_init(&e->spin, e->now_ns);
     mn_sleep_init(&e->sleep);
     e->mtu = config->mtu != 0 ? config->mtu : 1280;
     make_calls(&e->calls);
@@ -225,18 +226,18 @@ static bool run_deadlines(struct mn_engine *e)
     return did;
 }
 
-/* While packets keep coming faster than a sleep and a wake-up take, look again rather than sleep. */
-static bool should_spin(const struct mn_engine *e, uint64_t now_ns)
-{
-    return e->gap_ns < SPIN_NS && now_ns - e->worked_at < SPIN_NS;
-}
-
 /* How long to wait: 0 when there is something to do, never past the next deadline. */
 static uint64_t wait_for(struct mn_engine *e, int wait_ms)
 {
     uint64_t deadline = next_deadline(e), now = mn_clock_ns();
-    if (wait_ms == 0 || e->flows.queue_count > 0 || deadline <= now || should_spin(e, now))
+    if (wait_ms == 0 || e->flows.queue_count > 0 || deadline <= now)
         return 0;
+    if (mn_spin_wanted(&e->spin, now)) {
+        (void)sched_yield();
+        mn_spin_yielded(&e->spin, now, mn_clock_ns());
+        e->stats.spins++;
+        return 0;
+    }
     uint64_t until = deadline - now < WAIT_MAX_NS ? deadline - now : WAIT_MAX_NS;
     if (wait_ms < 0)
         return until;
@@ -282,15 +283,6 @@ static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready,
     return sockets;
 }
 
-static void note_work(struct mn_engine *e, bool did)
-{
-    if (!did)
-        return;
-    uint64_t gap = e->now_ns - e->worked_at;
-    e->gap_ns = (e->gap_ns * 7 + (gap < MN_NS_PER_S ? gap : MN_NS_PER_S)) / 8;
-    e->worked_at = mn_clock_ns();
-}
-
 void mn_engine_turn(struct mn_engine *e, int wait_ms)
 {
     struct epoll_event ready[READY_MAX];
@@ -310,7 +302,8 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
     mn_events_signal(&e->events);
-    note_work(e, did);
+    if (did)
+        mn_spin_worked(&e->spin, e->now_ns, mn_clock_ns());
 }
 
 /* ---- the thread ---- */

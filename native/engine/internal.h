@@ -11,6 +11,7 @@
 #include "engine.h"
 #include "requests.h"
 #include "sleep.h"
+#include "spin.h"
 #include "tun.h"
 #include "tunnel.h"
 
@@ -25,6 +26,7 @@
 
 #define MN_ENGINE_COUNTERS(X)                                                                                          \
     X(turns)                                                                                                           \
+    X(spins)                                                                                                           \
     X(sleeps)                                                                                                          \
     X(commands)                                                                                                        \
     X(command_errors)                                                                                                  \
@@ -69,7 +71,7 @@ struct mn_engine {
     struct mn_sleep sleep;
     struct mn_engine_stats stats;
     uint64_t now_ns;
-    uint64_t worked_at, gap_ns; /* when a turn last did something; mean pause between such turns */
+    struct mn_spin spin;
     size_t mtu;
     int epoll_fd;
     atomic_ushort ports[2]; /* as other threads read them */
