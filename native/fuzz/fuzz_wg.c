@@ -72,7 +72,7 @@ static void on_event(void *ctx, uint32_t peer, enum mn_wg_event ev)
 {
     (void)ctx;
     (void)peer;
-    HOLD(ev >= MN_WG_SESSION_UP && ev <= MN_WG_CLOCK_BEHIND);
+    HOLD(ev >= MN_WG_SESSION_UP && ev <= MN_WG_SILENT);
 }
 
 static uint8_t next_byte(struct world *w)
