@@ -149,6 +149,7 @@ struct mn_engine *mn_engine_create(const struct mn_engine_config *config, int *e
     mn_sleep_init(&e->sleep);
     e->mtu = config->mtu != 0 ? config->mtu : 1280;
     make_calls(&e->calls);
+    pthread_mutex_init(&e->in_turn, NULL);
     mn_tun_init(e);
     *err = make(e, config);
     if (*err != 0) {
@@ -189,6 +190,7 @@ void mn_engine_destroy(struct mn_engine *e)
     pthread_mutex_destroy(&e->calls.turn);
     pthread_mutex_destroy(&e->calls.lock);
     pthread_cond_destroy(&e->calls.answered);
+    pthread_mutex_destroy(&e->in_turn);
     free(e);
 }
 
@@ -287,6 +289,7 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
 {
     struct epoll_event ready[READY_MAX];
     int n = wait_ready(e, ready, wait_ms);
+    mn_fork_enter(e);
     e->now_ns = e->socks.now_ns = mn_clock_ns();
     e->stats.turns++;
     unsigned sockets = sort_ready(e, ready, n);
@@ -304,6 +307,7 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
     mn_events_signal(&e->events);
     if (did)
         mn_spin_worked(&e->spin, e->now_ns, mn_clock_ns());
+    mn_fork_leave(e);
 }
 
 /* ---- the thread ---- */
@@ -311,6 +315,7 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
 /* Resets leave, keys go, and whoever waits for an answer learns that none will come. */
 static void wind_up(struct mn_engine *e)
 {
+    mn_fork_enter(e);
     e->now_ns = e->socks.now_ns = mn_clock_ns();
     mn_bridges_stop(e);
     mn_stack_flush(e->stack, e->now_ns);
@@ -318,6 +323,7 @@ static void wind_up(struct mn_engine *e)
     mn_tun_close(e);          /* and the interface, with its addresses and routes */
     mn_sock_close(&e->socks); /* the ports are free at once, however long the object is held */
     drop_cores(e);
+    mn_fork_leave(e);
     mn_events_signal(&e->events);
     pthread_mutex_lock(&e->calls.lock);
     atomic_store(&e->has_stopped, true);

@@ -1,9 +1,12 @@
 /* What a fork leaves behind in the child: memory of engines whose threads stayed in the parent.
  *
  * The one list of engines in the process; it exists because pthread_atfork takes no argument. In the child each
- * engine is marked dead and its descriptors are closed, so that a long-lived child keeps no connection
- * of its parent half open. The applications' ends belong to Python. Session keys are zero already: their
- * memory is wiped on fork. */
+ * engine is marked dead, its keys are wiped, and its descriptors are closed, so that a long-lived child keeps no
+ * connection of its parent half open. The applications' ends belong to Python.
+ * Long-lived secrets are zero already, their memory is wiped on fork. Session keys live in libcrypto's contexts, which
+ * only their owner can take apart: so a fork waits until no engine is in the middle of a turn, and finds every device
+ * in good order. A turn takes milliseconds at worst; an engine asleep is not waited for. */
+#include <sched.h>
 #include <unistd.h>
 
 #include "internal.h"
@@ -22,6 +25,9 @@ static void close_one(int *fd)
 static void disown(struct mn_engine *e)
 {
     atomic_store(&e->is_forked, true);
+    if (e->wg != NULL)
+        mn_wg_destroy(e->wg);
+    e->wg = NULL;
     close_one(&e->socks.fd[0]);
     close_one(&e->socks.fd[1]);
     close_one(&e->epoll_fd);
@@ -33,18 +39,45 @@ static void disown(struct mn_engine *e)
             mn_stream_close(&e->flows.table[i].stream);
 }
 
+/* The mutex alone would do for safety; but an engine in full flow takes it again sooner than a waiter wakes. */
+void mn_fork_enter(struct mn_engine *e)
+{
+    while (atomic_load_explicit(&e->fork_waits, memory_order_relaxed))
+        sched_yield();
+    pthread_mutex_lock(&e->in_turn);
+}
+
+void mn_fork_leave(struct mn_engine *e)
+{
+    pthread_mutex_unlock(&e->in_turn);
+}
+
 static void before_fork(void)
 {
     pthread_mutex_lock(&list_lock);
+    for (struct mn_engine *e = first_live; e != NULL; e = e->next_live) {
+        atomic_store(&e->fork_waits, true);
+        pthread_mutex_lock(&e->in_turn);
+    }
+}
+
+static void after_fork(void)
+{
+    for (struct mn_engine *e = first_live; e != NULL; e = e->next_live) {
+        pthread_mutex_unlock(&e->in_turn);
+        atomic_store(&e->fork_waits, false);
+    }
 }
 
 static void in_parent(void)
 {
+    after_fork();
     pthread_mutex_unlock(&list_lock);
 }
 
 static void in_child(void)
 {
+    after_fork();
     for (struct mn_engine *e = first_live; e != NULL; e = e->next_live)
         disown(e);
     first_live = NULL;

@@ -77,7 +77,8 @@ struct mn_engine {
     atomic_ushort ports[2]; /* as other threads read them */
     bool is_started, is_joined;
     pthread_t thread;
-    atomic_bool wants_stop, has_stopped, is_forked;
+    atomic_bool wants_stop, has_stopped, is_forked, fork_waits;
+    pthread_mutex_t in_turn;
 };
 
 /* New sockets, on the same port if it is to be had; sessions and connections live on. 0 or a negative errno. */
@@ -86,7 +87,10 @@ int mn_engine_rebind(struct mn_engine *e);
 uint64_t mn_clock_ns(void); /* boot time */
 void mn_random(void *ctx, uint8_t *p, size_t n);
 
-/* fork.c: engines alive in this process, so that a forked child can disown them. */
+/* fork.c: engines alive in this process, so that a forked child can disown them. Whoever touches keys does so between
+ * enter and leave. */
+void mn_fork_enter(struct mn_engine *e);
+void mn_fork_leave(struct mn_engine *e);
 void mn_fork_register(struct mn_engine *e);
 void mn_fork_forget(struct mn_engine *e);
 

@@ -78,7 +78,7 @@ int mn_cookie_add_macs(struct mn_cookie_jar *j, struct mn_noise *n, uint8_t *msg
 }
 
 int mn_cookie_create_reply(struct mn_cookie_checker *c, struct mn_noise *n, const uint8_t *msg, size_t len,
-                           const struct mn_path *from, uint64_t now_ns, mn_random random, void *ctx,
+                           const struct mn_path *from, uint64_t now_ns, mn_random_fn random, void *ctx,
                            uint8_t reply[MN_COOKIE_LEN])
 {
     uint8_t cookie[MN_MAC];

@@ -15,7 +15,7 @@
 #define MN_COOKIE_MAX_AGE_NS 120000000000ULL
 #define MN_COOKIE_USE_NS 115000000000ULL /* a sender stops here, so that its last message is still in time */
 
-typedef void (*mn_random)(void *ctx, uint8_t *p, size_t n);
+typedef void (*mn_random_fn)(void *ctx, uint8_t *p, size_t n);
 
 /* As receiver of handshake messages. Secret. */
 struct mn_cookie_checker {
@@ -41,7 +41,7 @@ int mn_cookie_add_macs(struct mn_cookie_jar *j, struct mn_noise *n, uint8_t *msg
 
 /* The reply to msg, whose sender is at `from`. */
 int mn_cookie_create_reply(struct mn_cookie_checker *c, struct mn_noise *n, const uint8_t *msg, size_t len,
-                           const struct mn_path *from, uint64_t now_ns, mn_random random, void *ctx,
+                           const struct mn_path *from, uint64_t now_ns, mn_random_fn random, void *ctx,
                            uint8_t reply[MN_COOKIE_LEN]);
 /* -1: nobody asked, or not authentic. */
 int mn_cookie_consume_reply(struct mn_cookie_jar *j, struct mn_noise *n, const uint8_t reply[MN_COOKIE_LEN],
