@@ -1,13 +1,17 @@
 """A program that embeds meshnode by its public API and does what it is told: connections, datagrams, echoes.
 
-Run as a program in a host: `python -m interop.peers.member FILE`, FILE being the JSON of `Joining`. In its network
-it serves: TCP 7 echoes, TCP 80 greets over HTTP, UDP 53 answers in capitals. Each line on standard input is a command,
-each answer one line on standard output:
+Run as a program in a host: `python -m interop.peers.member FILE`, FILE being the JSON of `Joining`: a tailnet, plain
+WireGuard networks, or both. In each of them it serves: TCP 7 echoes, TCP 80 greets over HTTP, UDP 53 answers in
+capitals. Each line on standard input is a number, a network's name and a command; they run side by side, and each
+answer is one line on standard output that begins with the number:
 
     ask HOST PORT TEXT      one UDP question; the answer's text and who sent it
     ping HOST [BYTES]       an ICMP echo inside the network
     get HOST PORT PATH      an HTTP GET; status, length and SHA-256 of the body
     stat NAME…              counters of the engine
+    status                  of a plain WireGuard network, as JSON
+    keepalive SECONDS       of every peer of a plain WireGuard network
+    kick                    another handshake with every peer of a plain WireGuard network
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import json
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +39,15 @@ class Joining:
     """How the program joins its network."""
 
     name: str
-    control_url: str
-    auth_key: str
+    control_url: str = ""
+    auth_key: str = ""
+    networks: tuple[tuple[str, str], ...] = ()
+    """Names and configuration files of plain WireGuard networks."""
+
+    @property
+    def names(self) -> list[str]:
+        """What commands begin with: the node's own name, and its networks'."""
+        return ([self.name] if self.control_url else []) + [name for name, _ in self.networks]
 
 
 class Member:
@@ -53,26 +64,43 @@ class Member:
         search = f"{Path(meshnode.__file__).parents[1]}:{ROOT}"
         argv = ["sh", "-c", f"exec {sys.executable} -P -m interop.peers.member {settings} <>{fifo}"]
         self.host = host
+        self._default = joining.names[0]
         self.process: Process = host.start(f"member-{joining.name}", argv, PYTHONPATH=search)
         self._fifo = fifo
-        self._answers = 0
-        _, *self.addresses = self._next_line("ready", 20.0).split()
+        self._orders = 0
+        _, *self.addresses = self._line("ready", 20.0).split()
 
-    def _next_line(self, what: str, timeout_s: float) -> str:
+    def _line(self, mark: str, timeout_s: float) -> str:
+        """The line of its output that begins with this word."""
+
         def line() -> str:
             lines = self.process.out().splitlines(keepends=True)
-            found = lines[self._answers] if len(lines) > self._answers else ""
-            return found.strip() if found.endswith("\n") else ""
+            return next((x.strip() for x in lines if x.startswith(mark + " ") and x.endswith("\n")), "")
 
-        answer = self.process.wait_until(line, timeout_s, f"the member answers: {what}")
-        self._answers += 1
-        return answer
+        return self.process.wait_until(line, timeout_s, f"the member answers {mark}")
 
-    def tell(self, *words: str, timeout_s: float = 20.0) -> str:
-        """Give a command and return its answer."""
+    def tell(self, *words: str, network: str = "", timeout_s: float = 20.0) -> str:
+        """Give a command in a network, the first if none is named, and return its answer."""
+        return self.answer(self.order(*words, network=network), timeout_s)
+
+    def order(self, *words: str, network: str = "") -> int:
+        """Give a command; `answer` of the number is what became of it."""
+        self._orders += 1
         with self._fifo.open("w") as pipe:
-            pipe.write(" ".join(words) + "\n")
-        return self._next_line(" ".join(words), timeout_s)
+            pipe.write(" ".join([str(self._orders), network or self._default, *words]) + "\n")
+        return self._orders
+
+    def answer(self, number: int, timeout_s: float = 60.0) -> str:
+        """The answer of a command that `order` gave."""
+        return self._line(str(number), timeout_s).partition(" ")[2]
+
+    def status(self, network: str) -> dict[str, Any]:
+        """A plain WireGuard network."""
+        return dict(json.loads(self.tell("status", network=network)))
+
+    def endpoint(self, network: str) -> str:
+        """Where the only peer of a plain WireGuard network is."""
+        return str(self.status(network)["Peers"][0]["Endpoint"])
 
 
 async def _echo(reader: asyncio.StreamReader, writer: Any) -> None:
@@ -124,38 +152,75 @@ async def _stat(network: Any, *names: str) -> str:
     return " ".join(str(stats[name]) for name in names)
 
 
-COMMANDS = {"ask": _ask, "ping": _ping, "get": _get, "stat": _stat}
+async def _status(network: Any) -> str:
+    return json.dumps(network.status().to_json())
+
+
+async def _kick(network: Any) -> str:
+    for peer in network.config.peers:
+        network._inside().engine.kick(peer.key)
+    return "kicked"
+
+
+async def _keepalive(network: Any, seconds: str) -> str:
+    peers = tuple(replace(peer, keepalive_s=int(seconds)) for peer in network.config.peers)
+    network.reconfigure(replace(network.config, peers=peers))
+    return "changed"
+
+
+COMMANDS = {
+    "ask": _ask,
+    "ping": _ping,
+    "get": _get,
+    "stat": _stat,
+    "status": _status,
+    "kick": _kick,
+    "keepalive": _keepalive,
+}
 
 
 @contextlib.asynccontextmanager
-async def _join(settings: dict[str, Any]) -> AsyncIterator[Any]:
-    from meshnode import Node
+async def _join(joining: Joining) -> AsyncIterator[dict[str, Any]]:
+    from meshnode import Node, WireGuardNetwork
+    from meshnode.run.log import configure
 
-    joining = Joining(**settings)
-    node = Node(
-        control_url=joining.control_url, auth_key=joining.auth_key, hostname=joining.name, state_dir="mem:"
-    )  # fmt: skip
-    async with node:
-        await node.ready(timeout=15)
-        yield node
+    configure()
+    async with contextlib.AsyncExitStack() as stack:
+        found: dict[str, Any] = {}
+        if joining.control_url:
+            node = Node(
+                control_url=joining.control_url, auth_key=joining.auth_key, hostname=joining.name, state_dir="mem:"
+            )  # fmt: skip
+            found[joining.name] = await stack.enter_async_context(node)
+            await node.ready(timeout=15)
+        for name, path in joining.networks:
+            found[name] = await stack.enter_async_context(WireGuardNetwork.from_file(path, name=name))
+        yield found
 
 
-async def _serve(settings: dict[str, Any]) -> None:
-    async with _join(settings) as network, asyncio.TaskGroup() as group:
-        await network.start_server(_echo, ECHO_PORT)
-        await network.start_server(_greet, HTTP_PORT)
-        answering = group.create_task(_answer(await network.listen_packet(UDP_PORT)))
-        print("ready", *network.addresses, flush=True)
+async def _serve(joining: Joining) -> None:
+    async with _join(joining) as networks, asyncio.TaskGroup() as group:
+        answering = []
+        for network in networks.values():
+            await network.start_server(_echo, ECHO_PORT)
+            await network.start_server(_greet, HTTP_PORT)
+            answering.append(group.create_task(_answer(await network.listen_packet(UDP_PORT))))
+        print("ready", *(ip for network in networks.values() for ip in network.addresses), flush=True)
         loop = asyncio.get_running_loop()
         while line := await loop.run_in_executor(None, sys.stdin.readline):
-            verb, *words = line.split()
-            try:
-                answer = await COMMANDS[verb](network, *words)
-            except OSError as error:
-                answer = f"{type(error).__name__} {error}"
-            print(answer, flush=True)
-        answering.cancel()
+            number, name, verb, *words = line.split()
+            group.create_task(_run(number, COMMANDS[verb](networks[name], *words)))
+        for task in answering:
+            task.cancel()
+
+
+async def _run(number: str, work: Any) -> None:
+    try:
+        answer = await work
+    except OSError as error:
+        answer = f"{type(error).__name__} {error}"
+    print(number, answer, flush=True)
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve(json.loads(Path(sys.argv[1]).read_text())))
+    asyncio.run(_serve(Joining(**json.loads(Path(sys.argv[1]).read_text()))))

@@ -25,6 +25,17 @@ PROGRAMS = {
 }
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A peer as `wg show` tells of it."""
+
+    endpoint: str
+    handshake: int
+    """Seconds since 1970; 0: never."""
+    rx: int
+    tx: int
+
+
 @dataclass
 class Wireguard:
     """One device on `host` with the addresses given."""
@@ -34,6 +45,7 @@ class Wireguard:
     port: int
     addresses: tuple[str, ...]
     program: str = "wireguard_go"
+    mtu: int = 1280
     process: Process | None = None
 
     def start(self) -> Wireguard:
@@ -48,7 +60,7 @@ class Wireguard:
         self._wg("listen-port", str(self.port), "private-key", str(key))
         for address in self.addresses:
             self.host.run("ip", "address", "add", address, "dev", self.link)
-        self.host.run("ip", "link", "set", self.link, "mtu", "1280", "up")
+        self.host.run("ip", "link", "set", self.link, "mtu", str(self.mtu), "up")
         return self
 
     @property
@@ -74,6 +86,21 @@ class Wireguard:
 
     def _wg(self, *words: str) -> None:
         self.host.run("wg", "set", self.link, *words)
+
+    def set_peer(self, public: bytes, *words: str) -> None:
+        """Change something of a peer: `wg set … peer KEY WORDS`."""
+        self._wg("peer", base64.b64encode(public).decode(), *words)
+
+    def set_port(self, port: int) -> None:
+        """Listen elsewhere from now on."""
+        self._wg("listen-port", str(port))
+
+    def of_peer(self, public: bytes) -> Shown:
+        """What it says of a peer."""
+        wanted = base64.b64encode(public).decode()
+        line = next(line for line in self.show().splitlines()[1:] if line.startswith(wanted))
+        _, _, endpoint, _, handshake, rx, tx, _ = line.split("\t")
+        return Shown(endpoint, int(handshake), int(rx), int(tx))
 
     def show(self) -> str:
         return str(self.host.run("wg", "show", self.link, "dump").stdout)
