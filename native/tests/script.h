@@ -347,6 +347,11 @@ static inline uint64_t script_pop(struct script *x)
     for (uint32_t i = 0; i < g->len; i++)
         if (g->data[i] != script_byte(g->seq - f->iss + i))
             script_fail(x, "byte %u of segment %u is wrong", i, g->seq - f->iss);
+    if (getenv("TRACE") != NULL) {
+        char text[256];
+        script_describe(x, text, sizeof text);
+        fprintf(stderr, "%12.6f > %s\n", (double)(p->at - x->start) / 1e9, text);
+    }
     return p->at;
 }
 
@@ -539,6 +544,8 @@ static inline void script_put(struct script *x, const struct mn_segment *g)
 
 static inline void script_in(struct script *x, char *at)
 {
+    if (getenv("TRACE") != NULL)
+        fprintf(stderr, "%12.6f < %s\n", (double)(x->now - x->start) / 1e9, at);
     struct script_line l = {0};
     script_segment(x, at, &l);
     struct script_flow *f = x->flow;
@@ -736,7 +743,7 @@ static inline void script_config(struct script *x, char **at)
         size_t offset, size;
     } fields[] = {
 #define F(field) {#field, offsetof(struct mn_stack_config, field), sizeof(((struct mn_stack_config *)0)->field)}
-        F(mtu), F(max_conns), F(max_half_open), F(max_time_wait), F(rcvbuf_max), F(sndbuf_max),
+        F(mtu), F(max_conns), F(max_half_open), F(max_time_wait), F(rcvbuf_max), F(sndbuf_max), F(ecn),
 #undef F
     };
     if (x->s != NULL)

@@ -113,10 +113,11 @@ class End:
         self.popen.stdin.flush()
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             self.popen.communicate(timeout=3)
             return
         self.popen.kill()
+        self.popen.wait()
 
 
 @contextlib.contextmanager
