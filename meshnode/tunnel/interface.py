@@ -26,6 +26,10 @@ _log = get_logger("tun")
 DISABLE_TCP: Final = "disable-tun-tcp-gro"
 DISABLE_UDP: Final = "disable-tun-udp-gro"
 """Node attributes by which a tailnet's owner turns the interface's offloads off."""
+UDP_MAX: Final = 65507
+SEALING: Final = 32
+"""What WireGuard adds to a packet. A super-packet of no more pieces than fit one UDP send leaves as one; where the
+kernel does not take the bound, as two."""
 WITHOUT: Final = "a node needs no interface otherwise: leave --tun out"
 Run = Callable[[Sequence[Message]], list[int]]
 
@@ -111,7 +115,7 @@ class Interface:
             raise ConfigError(_why_not(name, error)) from None
         try:
             index = socket.if_nametoindex(actual)
-            (number,) = run([netlink.link_up(index, mtu)])
+            number, _ = run([netlink.link_up(index, mtu), netlink.super_packets(index, UDP_MAX // (mtu + SEALING))])
         except OSError as error:
             number = error.errno or errno.EIO
         if number:

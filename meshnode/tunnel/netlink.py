@@ -25,7 +25,7 @@ _ROUTE: Final = struct.Struct("=BBBBBBBBI")
 _NEWLINK, _NEWADDR, _DELADDR, _NEWROUTE, _DELROUTE = 16, 20, 21, 24, 25
 _REQUEST, _ACK, _EXCL, _CREATE = 1, 4, 0x200, 0x400
 _NLMSG_ERROR: Final = 2
-_IFLA_MTU, _IFA_ADDRESS, _IFA_LOCAL, _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 4, 1, 2, 1, 4, 7
+_IFLA_MTU, _IFLA_SEGS, _IFA_ADDRESS, _IFA_LOCAL, _RTA_DST, _RTA_OIF, _RTA_PREFSRC = 4, 40, 1, 2, 1, 4, 7
 _IFF_UP, _IFA_F_NODAD = 1, 2
 _TABLE_MAIN, _PROTO_STATIC, _SCOPE_LINK, _SCOPE_UNIVERSE, _UNICAST = 254, 4, 253, 0, 1
 
@@ -51,6 +51,15 @@ def link_up(index: int, mtu: int) -> Message:
     """Set the MTU and bring the interface up."""
     body = _IFINFO.pack(socket.AF_UNSPEC, 0, index, _IFF_UP, _IFF_UP)
     return _NEWLINK, 0, body + _attribute(_IFLA_MTU, struct.pack("=I", mtu))
+
+
+def super_packets(index: int, pieces: int) -> Message:
+    """Let the kernel put at most so many packets into one."""
+    return (
+        _NEWLINK,
+        0,
+        _IFINFO.pack(socket.AF_UNSPEC, 0, index, 0, 0) + _attribute(_IFLA_SEGS, struct.pack("=I", pieces)),
+    )
 
 
 def address(index: int, ip: IP, *, add: bool) -> Message:

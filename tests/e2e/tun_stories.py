@@ -89,6 +89,8 @@ async def tcp() -> None:
     """Both families, both ways, kernel and in-process sockets on the same addresses."""
     async with make_town() as town:
         tun, plain = await pair(town)
+        (link,) = ip("-details", "link", "show", "dev", TUN)
+        assert (link["mtu"], link["gso_max_segs"]) == (1280, 49)
         assert addresses() == [str(a) for a in tun.addresses]
         assert routes() == {str(a) for a in plain.addresses}
         assert tun.status().to_json()["Interface"] == TUN and tun.status().to_json()["TUN"] is True

@@ -115,7 +115,8 @@ def test_only_differences_reach_the_kernel(capsys: pytest.CaptureFixture[str]) -
     assert interface.name == "lo"
     interface.apply(layout_of((OWN4,), (PEER4,)))
     interface.apply(layout_of((OWN4,), (PEER4,)))
-    assert [len(batch) for batch in kernel.batches] == [1, 2, 0]
+    assert [len(batch) for batch in kernel.batches] == [2, 2, 0]
+    assert kernel.batches[0] == [netlink.link_up(1, 1280), netlink.super_packets(1, 49)]
 
 
 def test_without_ipv6_the_rest_is_set_up() -> None:
@@ -123,13 +124,15 @@ def test_without_ipv6_the_rest_is_set_up() -> None:
     interface = Interface.open(FakeEngine(), "mesh0", 1280, run=kernel)
     interface.apply(layout_of((OWN4, OWN6), (PEER4, PEER6)))
     interface.apply(layout_of((OWN4, OWN6), (PEER4, PEER6, ip_network("fd7a:115c:a1e0::3/128"))))
-    assert [len(batch) for batch in kernel.batches] == [1, 4, 0]
+    assert [len(batch) for batch in kernel.batches] == [2, 4, 0]
 
 
 def test_netlink_messages_have_the_kernels_layout() -> None:
     kind, flags, body = netlink.link_up(5, 1280)
     assert (kind, flags) == (16, 0)
     assert struct.unpack_from("=BxHiIIHHI", body) == (0, 0, 5, 1, 1, 8, 4, 1280)
+    kind, _, body = netlink.super_packets(5, 49)
+    assert kind == 16 and struct.unpack_from("=BxHiIIHHI", body) == (0, 0, 5, 0, 0, 8, 40, 49)
     kind, flags, body = netlink.address(5, OWN4, add=True)
     assert (kind, flags) == (20, 0x600)
     assert struct.unpack_from("=BBBBI", body) == (socket.AF_INET, 32, 0, 0, 5)
