@@ -4,8 +4,17 @@
 #include <stddef.h>
 #include <string.h>
 
-/* Below this round trip a millisecond's timer slack is the whole window: pacing would only add stalls. */
-#define PACED_RTT_NS 2000000ULL
+/* A path shorter than this is a machine or a room. A timer's slack is its whole window there: pacing would only add
+ * stalls. */
+#define SHORT_RTT_NS 2000000ULL
+/* Where our own queue makes it look longer, no farther than this: beyond, the path itself must have changed. */
+#define SHORT_LOADED_NS 8000000ULL
+#define PERIOD_NS 5000000000ULL
+/* On a short path a full queue of this much, for this long, is enough for any rate. What is more waits in the peer's
+ * memory, out of its caches: a gVisor receiver spends 0.28 core-seconds per Gbit with 1 MiB in flight and 0.40 with 4.
+ */
+#define SHORT_WINDOW (1U << 20)
+#define SHORT_QUEUE_NS 1000000ULL
 
 const struct mn_cc_ops *mn_cc_find(const char *name)
 {
@@ -24,12 +33,41 @@ void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss)
     ops->start(cc);
 }
 
+static bool is_short(const struct mn_cc *cc)
+{
+    const struct mn_cc_path *p = &cc->path;
+    if (p->min_ns >= SHORT_RTT_NS)
+        return false;
+    uint64_t recent =
+        p->recent_ns == 0 || (p->before_ns != 0 && p->before_ns < p->recent_ns) ? p->before_ns : p->recent_ns;
+    return recent < SHORT_LOADED_NS;
+}
+
+void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack)
+{
+    struct mn_cc_path *p = &cc->path;
+    p->min_ns = ack->min_rtt_ns;
+    if (ack->rtt_ns == 0)
+        return;
+    if (ack->now_ns - p->period_at >= PERIOD_NS) {
+        p->before_ns = p->recent_ns;
+        p->recent_ns = 0;
+        p->period_at = ack->now_ns;
+    }
+    if (p->recent_ns == 0 || ack->rtt_ns < p->recent_ns)
+        p->recent_ns = ack->rtt_ns;
+}
+
+bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack)
+{
+    return cc->cwnd >= SHORT_WINDOW && is_short(cc) && ack->srtt_ns > cc->path.min_ns + SHORT_QUEUE_NS;
+}
+
 /* Twice the window per round trip while it may double in one, 1.2 times after: enough to find room that appears, little
- * enough for shallow queues. The shortest round trip decides whether to pace at all, because a long one may be our own
- * queue on a fast path. */
+ * enough for shallow queues. */
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns)
 {
-    if (cc->min_rtt_ns < PACED_RTT_NS || srtt_ns < PACED_RTT_NS)
+    if (srtt_ns < SHORT_RTT_NS || is_short(cc))
         return 0;
     uint64_t rate = (uint64_t)cc->cwnd * 1000000000U / srtt_ns;
     return mn_cc_in_slow_start(cc) ? 2 * rate : rate + rate / 5;

@@ -65,12 +65,19 @@ struct mn_cubic {
     uint64_t acked_at;
 };
 
+/* The path as round trips tell it. */
+struct mn_cc_path {
+    uint64_t min_ns;               /* shortest of the connection; 0: none yet */
+    uint64_t recent_ns, before_ns; /* shortest of this period and of the last; 0: none */
+    uint64_t period_at;            /* when this period began */
+};
+
 struct mn_cc {
     const struct mn_cc_ops *ops;
     uint32_t mss, cwnd, ssthresh;          /* bytes */
     uint32_t before_cwnd, before_ssthresh; /* the last reduction's, for undo; 0: nothing to undo */
-    uint64_t min_rtt_ns;                   /* as the last ACK told it */
-    union {                                /* the algorithm's */
+    struct mn_cc_path path;
+    union { /* the algorithm's */
         struct mn_reno reno;
         struct mn_cubic cubic;
     } own;
@@ -81,7 +88,11 @@ extern const struct mn_cc_ops mn_cc_newreno, mn_cc_cubic;
 /* NULL: the default. Returns NULL for a name nobody has. */
 const struct mn_cc_ops *mn_cc_find(const char *name);
 void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss);
-/* For the algorithms: the pacing rate that follows from the window; what every reduction begins with; its end. */
+/* For the algorithms: the path, at every ACK; the pacing rate that follows from the window; what every reduction begins
+ * with; its end. */
+void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack);
+/* True if what the ACK says of the path is that more in flight would only wait at its end. */
+bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack);
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns);
 void mn_cc_remember(struct mn_cc *cc);
 bool mn_cc_restore(struct mn_cc *cc); /* false: there is nothing to undo */

@@ -16,7 +16,8 @@ enum {
 static uint32_t units_of(uint64_t ns)
 {
     uint64_t units = ns / 1953125 * 16 + ns % 1953125 * 16 / 1953125; /* 2^13 / 10^9 = 2^4 / 5^9 */
-    return units > 2 * TIME_CLAMP ? 2 * TIME_CLAMP : (uint32_t)units;
+    const uint32_t most = 2 * TIME_CLAMP;
+    return units > most ? most : (uint32_t)units;
 }
 
 /* The greatest r with r^3 <= x. */
@@ -128,10 +129,11 @@ static void on_ack(struct mn_cc *cc, const struct mn_cc_ack *ack)
     uint64_t since = q->acked_at != 0 && ack->now_ns > q->acked_at ? ack->now_ns - q->acked_at : 0;
     uint32_t acked = ack->bytes < cc->cwnd ? ack->bytes : cc->cwnd;
     q->acked_at = ack->now_ns;
-    cc->min_rtt_ns = ack->min_rtt_ns;
+    mn_cc_note_path(cc, ack);
+    bool is_full = mn_cc_is_full(cc, ack);
     if (mn_cc_in_slow_start(cc))
-        slow_start(cc, ack, ack->is_limited || ack->flight > cc->cwnd / 2);
-    else if (ack->is_limited)
+        slow_start(cc, ack, !is_full && (ack->is_limited || ack->flight > cc->cwnd / 2));
+    else if (ack->is_limited && !is_full)
         avoid(cc, ack, acked);
     else if (q->stage.start_ns != 0)
         q->stage.start_ns += since;

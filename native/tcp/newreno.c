@@ -15,7 +15,7 @@ static void start(struct mn_cc *cc)
 static void on_ack(struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
     struct mn_reno *r = &cc->own.reno;
-    cc->min_rtt_ns = ack->min_rtt_ns;
+    mn_cc_note_path(cc, ack);
     if (!ack->is_limited)
         return;
     if (mn_cc_in_slow_start(cc)) {

@@ -146,16 +146,59 @@ static void test_pacing_rate(void)
         struct mn_cc cc;
         mn_cc_start(&cc, which == 0 ? &mn_cc_cubic : &mn_cc_newreno, 1000);
         CHECK_INT(cc.ops->pacing_rate(&cc, 40 * MS), 0); /* no round trip known */
-        cc.min_rtt_ns = 40 * MS;
+        cc.path.min_ns = 40 * MS;
         cc.cwnd = 400000;
         CHECK_INT(cc.ops->pacing_rate(&cc, 40 * MS), 20000000);
         cc.ssthresh = 400000;
         CHECK_INT(cc.ops->pacing_rate(&cc, 40 * MS), 12000000);
         cc.cwnd = MN_CC_MAX_WINDOW;
         CHECK_INT(cc.ops->pacing_rate(&cc, 2 * MS), (uint64_t)MN_CC_MAX_WINDOW * 500 / 5 * 6);
-        cc.min_rtt_ns = MS / 5; /* a local path whose queue is ours */
+        cc.path.min_ns = MS / 5; /* a local path whose queue is ours */
         CHECK_INT(cc.ops->pacing_rate(&cc, 40 * MS), 0);
     }
+}
+
+/* ---- a short path ---- */
+
+/* ACKs of a whole window each for so long, all with this round trip. */
+static void pass(struct mn_cc *cc, uint64_t *now, uint64_t ns, uint64_t min, uint64_t rtt)
+{
+    for (uint64_t until = *now + ns; *now < until; *now += rtt) {
+        struct mn_cc_ack a = {.bytes = cc->cwnd,
+                              .flight = cc->cwnd,
+                              .rtt_ns = rtt,
+                              .srtt_ns = rtt,
+                              .min_rtt_ns = min,
+                              .now_ns = *now,
+                              .is_limited = true};
+        cc->ops->on_ack(cc, &a);
+    }
+}
+
+static void test_a_short_path_is_not_filled_without_end(void)
+{
+    struct mn_cc cc;
+    uint64_t now = SECOND;
+    mn_cc_start(&cc, &mn_cc_cubic, MSS);
+    pass(&cc, &now, 60 * SECOND, MS / 4, 3 * MS); /* a queue at the other end */
+    CHECK(cc.cwnd >= 1 << 20 && cc.cwnd < 1 << 22);
+    uint32_t before = cc.cwnd;
+    pass(&cc, &now, SECOND, MS / 4, MS); /* room: as fast as ever */
+    CHECK(cc.cwnd > 8 * before);
+}
+
+/* Moved from one room to another continent: what the short path taught is forgotten. */
+static void test_a_path_that_became_long(void)
+{
+    struct mn_cc cc;
+    uint64_t now = SECOND;
+    mn_cc_start(&cc, &mn_cc_cubic, MSS);
+    pass(&cc, &now, 20 * SECOND, MS / 4, 3 * MS);
+    CHECK_INT(cc.ops->pacing_rate(&cc, 100 * MS), 0);
+    pass(&cc, &now, 11 * SECOND, MS / 4, 100 * MS);
+    CHECK(cc.ops->pacing_rate(&cc, 100 * MS) > 0);
+    pass(&cc, &now, SECOND, MS / 4, 100 * MS);
+    CHECK(cc.cwnd > 4 << 20);
 }
 
 /* ---- a bottleneck ---- */
@@ -271,6 +314,8 @@ int main(void)
     RUN(test_one_batch_is_no_round);
     RUN(test_local_noise_ends_nothing);
     RUN(test_pacing_rate);
+    RUN(test_a_short_path_is_not_filled_without_end);
+    RUN(test_a_path_that_became_long);
     RUN(test_slow_start_ends_before_the_queue_does);
     RUN(test_one_flow_fills_the_link);
     RUN(test_cubic_is_fair_to_itself);
