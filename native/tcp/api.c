@@ -87,9 +87,12 @@ static void fit_ring(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_send *d = &c->snd;
     uint32_t first = d->una, used = mn_conn_used(c), cap = d->ring.cap;
+    d->ring.owner = mn_budget_owner(c);
     if (d->ring.data == NULL)
-        cap = s->cfg.sndbuf_max < MN_SND_RING_FIRST ? s->cfg.sndbuf_max : MN_SND_RING_FIRST;
-    else if (used > cap / 4 * 3 && cap < s->cfg.sndbuf_max && c->cc.cwnd > cap / 2)
+        cap = mn_budget_is_tight(s)                   ? MN_RING_LEAST
+              : s->cfg.sndbuf_max < MN_SND_RING_FIRST ? s->cfg.sndbuf_max
+                                                      : MN_SND_RING_FIRST;
+    else if (used > cap / 4 * 3 && cap < s->cfg.sndbuf_max && (cap < MN_SND_RING_FREE || c->cc.cwnd > cap / 2))
         cap *= 2;
     if (cap != d->ring.cap)
         mn_ring_resize(s, &d->ring, cap, first, first + used);
@@ -106,6 +109,8 @@ uint8_t *mn_tcp_send_reserve(struct mn_stack *s, uint32_t conn, size_t *room)
     uint32_t used = mn_conn_used(c);
     if (used >= r->cap) {
         c->snd.wants_room = true;
+        if (r->data == NULL)
+            mn_budget_wait(s, c);
         return NULL;
     }
     uint32_t at = c->snd.end & (r->cap - 1), free_bytes = r->cap - used;

@@ -100,7 +100,8 @@ struct mn_conn *mn_conn_new(struct mn_stack *s, const struct mn_tuple *t, int *e
         c->due[i] = MN_DEADLINE_NONE;
     c->heard_at = s->now;
     c->rcv.shift = mn_conn_shift(s);
-    c->rcv.size = s->cfg.rcvbuf_max < MN_RCVBUF_FIRST ? s->cfg.rcvbuf_max : MN_RCVBUF_FIRST;
+    uint32_t first = mn_budget_is_tight(s) ? MN_RCVBUF_TIGHT : MN_RCVBUF_FIRST;
+    c->rcv.size = s->cfg.rcvbuf_max < first ? s->cfg.rcvbuf_max : first;
     c->rcv.size -= 1U << c->rcv.shift; /* so that rounding never takes the ring beyond its power of two */
     c->ack.quick = MN_QUICK_ACKS;
     c->ack.patience = 3;
@@ -224,7 +225,7 @@ static void free_memory(struct mn_stack *s, struct mn_conn *c)
     mn_ring_free(s, &c->snd.ring);
     mn_ring_free(s, &c->rcv.ring);
     mn_sent_free(s, c);
-    mn_early_free(&c->rcv.early);
+    mn_receive_forget_early(s, c);
 }
 
 void mn_conn_kill(struct mn_stack *s, struct mn_conn *c)
@@ -235,6 +236,7 @@ void mn_conn_kill(struct mn_stack *s, struct mn_conn *c)
     c->state = MN_CLOSED;
     mn_run_forget(s, c);
     mn_conn_unlink(s, c);
+    mn_budget_forget(s, c);
     mn_timers_cancel(&s->timers, &c->timer);
     give_slot(s, c->id);
     s->stats.tcp_conns--;

@@ -91,6 +91,7 @@ static void opened(struct mn_stack *s, struct mn_conn *c)
     c->rtt.backoff = 0;
     c->rcv.tuned_at = s->now;
     c->rcv.rtt_ns = c->rtt.srtt_ns;
+    c->rcv.rtt_since = s->now;
     if (c->rtt.srtt_ns == 0 && c->syn_tries > 0)
         c->rtt.rto_ns = 3 * MN_RTO_INITIAL_NS; /* RFC 6298 5.7 */
     mn_conn_stop_timer(s, c, MN_T_RETX);
@@ -180,9 +181,20 @@ void mn_tcp_note_stamp(struct mn_stack *s, struct mn_conn *c, uint32_t seq, uint
         c->ts.recent_at = s->now;
     }
     /* An upper bound of the round trip, for the receive window's tuning. */
+    struct mn_receive *r = &c->rcv;
     uint64_t rtt = (mn_conn_ts_now(s, c) - tsecr) * MN_MS;
-    if (tsecr != 0 && rtt < c->rcv.rtt_ns)
-        c->rcv.rtt_ns = rtt < MN_MS ? MN_MS : rtt;
+    if (tsecr == 0)
+        return;
+    rtt = rtt < MN_MS ? MN_MS : rtt;
+    if (r->rtt_ns == 0 || rtt < r->rtt_ns)
+        r->rtt_ns = rtt;
+    if (r->rtt_next_ns == 0 || rtt < r->rtt_next_ns)
+        r->rtt_next_ns = rtt;
+    if (s->now - r->rtt_since < MN_RTT_SPAN)
+        return;
+    r->rtt_ns = r->rtt_next_ns;
+    r->rtt_next_ns = 0;
+    r->rtt_since = s->now;
 }
 
 static void arrive_reset(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)

@@ -29,11 +29,14 @@
 
 /* ---- bounds, each with its reason ---- */
 enum {
-    MN_MAX_CONNS = 1 << 17,   /* what a handle can name */
-    MN_RUNS = 64,             /* flows gathered at once in a batch; one more flushes all */
-    MN_RUN_PIECES = 64,       /* packets of one run: one writev */
-    MN_RING_FIRST = 16 << 10, /* receive ring at first need */
-    MN_SND_RING_FIRST = 64 << 10,
+    MN_MAX_CONNS = 1 << 17,       /* what a handle can name */
+    MN_RUNS = 64,                 /* flows gathered at once in a batch; one more flushes all */
+    MN_RUN_PIECES = 64,           /* packets of one run: one writev */
+    MN_RING_FIRST = 16 << 10,     /* receive ring at first need */
+    MN_RING_LEAST = 4 << 10,      /* any ring when memory is tight */
+    MN_RCVBUF_TIGHT = 16 << 10,   /* what windows shrink to then */
+    MN_SND_RING_FIRST = 16 << 10, /* thousands of small writers fit the budget */
+    MN_SND_RING_FREE = 64 << 10,  /* grown to without a window that asks for it */
     MN_RCVBUF_FIRST = 256 << 10,
     MN_QUANTUM = 128, /* segments a connection sends before the next one's turn */
     MN_LOOPBACK_SLOTS = 256,
@@ -64,6 +67,7 @@ enum {
 #define MN_ACK_REPLY (1 * MN_MS) /* the application usually answers at once and carries the ACK */
 #define MN_RENEGE_NS (10 * MN_MS)
 #define MN_RETRY_NS (1 * MN_MS) /* no packet buffer: try again */
+#define MN_RTT_SPAN (5 * MN_SECOND)
 #define MN_PAWS_IDLE (24ULL * 24 * 3600 * MN_SECOND)
 
 enum mn_tcp_state {
@@ -113,6 +117,7 @@ struct mn_demux {
 struct mn_ring {
     uint8_t *data;
     uint32_t cap;
+    uint8_t owner; /* whose share of the budget it counts to; set before the first byte */
 };
 
 enum mn_conn_timer {
@@ -157,7 +162,9 @@ struct mn_receive {
     uint32_t copied;  /* taken by the application since tuned_at */
     uint32_t largest; /* segment seen */
     uint64_t tuned_at;
-    uint64_t rtt_ns; /* shortest seen, from the handshake and from timestamps; 0: unknown */
+    /* Shortest of the last one or two spans of MN_RTT_SPAN, from the handshake and from timestamps; 0: unknown. A path
+     * that became longer must show, or the window would be measured against trips that no longer happen. */
+    uint64_t rtt_ns, rtt_next_ns, rtt_since;
 };
 
 struct mn_acking {
@@ -185,6 +192,8 @@ struct mn_conn {
     bool is_unsent; /* the SYN found no packet buffer yet */
     bool is_passive, is_orphan, is_dead, is_dirty, is_blocked, is_linked;
     bool may_sack;  /* both sides' SYNs permitted selective acknowledgements */
+    bool is_hungry; /* waits for memory for what the application writes */
+    uint8_t owner;  /* mn_budget_owner */
     bool ecn_on;    /* both sides' SYNs agreed to (RFC 3168 6.1.1) */
     bool ecn_asked; /* our SYN asked for it */
     bool ecn_echo;  /* congestion was met on the way here: ECE until the peer says CWR */
@@ -202,7 +211,7 @@ struct mn_conn {
     uint64_t due[MN_T_COUNT];
     uint64_t heard_at, challenge_at;
     uint64_t retransmits, timeouts, bytes_in, bytes_out;
-    struct mn_conn *next_dirty, *next_blocked, *next_dead;
+    struct mn_conn *next_dirty, *next_blocked, *next_dead, *next_hungry, *prev_hungry;
 };
 
 /* ---- records without buffers ---- */
@@ -298,6 +307,10 @@ struct mn_stack {
     struct mn_conn *blocked;                  /* met an empty packet pool */
     struct mn_conn *dead;
     uint64_t retry_at;
+    struct mn_conn *hungry_first, *hungry_last; /* in the order they asked */
+    uint64_t memory_by_peer[MN_BUCKETS + 1];
+    uint32_t reclaim_at;
+    bool is_memory_short; /* somebody was refused this turn */
     struct mn_run *runs;
     uint32_t run_count;
     struct mn_loopback loop;
@@ -399,6 +412,17 @@ static inline uint32_t mn_conn_ts_now(const struct mn_stack *s, const struct mn_
     return (uint32_t)(s->now / MN_MS) + c->ts.offset;
 }
 
+/* budget.c: what connections may hold together, in bytes; stats.ring_bytes is what they hold */
+/* False: not now. What was taken is given back under the same owner. */
+bool mn_budget_take(struct mn_stack *s, uint8_t owner, uint64_t bytes);
+void mn_budget_give(struct mn_stack *s, uint8_t owner, uint64_t bytes);
+uint8_t mn_budget_owner(struct mn_conn *c); /* call once its peer is known */
+bool mn_budget_is_tight(const struct mn_stack *s);
+void mn_budget_wait(struct mn_stack *s, struct mn_conn *c); /* serve c when there is memory again */
+void mn_budget_forget(struct mn_stack *s, struct mn_conn *c);
+void mn_budget_trim(struct mn_stack *s, struct mn_conn *c); /* give empty rings back */
+void mn_budget_settle(struct mn_stack *s);                  /* at the end of a turn */
+
 /* ring.c */
 bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_t first, uint32_t end);
 void mn_ring_free(struct mn_stack *s, struct mn_ring *r);
@@ -418,8 +442,9 @@ static inline struct iovec mn_piece(const uint8_t *p, size_t n)
 /* In-order bytes at rcv.nxt; the pieces are not in the ring. */
 void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *pieces, int n, uint32_t len);
 void mn_receive_text(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);
-void mn_receive_fin(struct mn_stack *s, struct mn_conn *c);   /* take the FIN if its turn has come */
-void mn_receive_offer(struct mn_stack *s, struct mn_conn *c); /* what is queued, to the application */
+void mn_receive_fin(struct mn_stack *s, struct mn_conn *c);          /* take the FIN if its turn has come */
+void mn_receive_offer(struct mn_stack *s, struct mn_conn *c);        /* what is queued, to the application */
+void mn_receive_forget_early(struct mn_stack *s, struct mn_conn *c); /* and give its memory back */
 uint32_t mn_receive_window(const struct mn_conn *c,
                            uint32_t *edge); /* scaled window to advertise, and what it promises */
 

@@ -219,6 +219,7 @@ static struct mn_conn *promote(struct mn_stack *s, const struct mn_half *h, cons
     else if (!h->has_ts)
         c->rtt.rto_ns = 3 * MN_RTO_INITIAL_NS;
     c->rcv.rtt_ns = c->rtt.srtt_ns;
+    c->rcv.rtt_since = s->now;
     mn_conn_set_timer(s, c, MN_T_KEEP, s->now + MN_KEEP_IDLE);
     return c;
 }

@@ -9,7 +9,9 @@
 static bool make_room(struct mn_stack *s, struct mn_conn *c, uint32_t end)
 {
     struct mn_receive *r = &c->rcv;
-    uint32_t need = end - r->read, cap = r->ring.cap < MN_RING_FIRST ? MN_RING_FIRST : r->ring.cap;
+    uint32_t least = mn_budget_is_tight(s) ? MN_RING_LEAST : MN_RING_FIRST;
+    uint32_t need = end - r->read, cap = r->ring.cap < least ? least : r->ring.cap;
+    r->ring.owner = mn_budget_owner(c);
     while (cap < need)
         cap *= 2;
     if (cap == r->ring.cap)
@@ -45,7 +47,11 @@ static void tune(struct mn_stack *s, struct mn_conn *c, uint32_t taken)
     uint32_t slack = 1U << r->shift, limit = s->cfg.rcvbuf_max - slack;
     if (r->shift == 0 && limit > 65535)
         limit = 65535;
-    if (r->copied > r->size / 2 && r->size < limit) {
+    if (mn_budget_is_tight(s)) {
+        /* What was promised stays promised: the edge waits until the reader has caught up. */
+        if (r->size > MN_RCVBUF_TIGHT)
+            r->size = r->size / 2 < MN_RCVBUF_TIGHT ? MN_RCVBUF_TIGHT : r->size / 2;
+    } else if (r->copied > r->size / 2 && r->size < limit) {
         uint32_t size = (r->size + slack) * 2 - slack;
         r->size = size < limit ? size : limit;
     }
@@ -157,13 +163,35 @@ void mn_receive_run(struct mn_stack *s, struct mn_conn *c, const struct iovec *p
 
 /* ---- out of order ---- */
 
+/* The list grows by doubling; its memory counts like any other. */
+static bool add_early(struct mn_stack *s, struct mn_conn *c, uint32_t first, uint32_t end)
+{
+    struct mn_early *e = &c->rcv.early;
+    uint16_t room = e->room;
+    uint64_t more = (room == 0 ? 8U : room) * sizeof *e->ranges;
+    bool may_grow = e->count == room && room < MN_EARLY_RANGES;
+    if (may_grow && !mn_budget_take(s, mn_budget_owner(c), more))
+        return false;
+    bool is_kept = mn_early_add(e, first, end);
+    if (may_grow && e->room == room)
+        mn_budget_give(s, mn_budget_owner(c), more);
+    return is_kept;
+}
+
+void mn_receive_forget_early(struct mn_stack *s, struct mn_conn *c)
+{
+    if (c->rcv.early.room > 0)
+        mn_budget_give(s, mn_budget_owner(c), c->rcv.early.room * sizeof *c->rcv.early.ranges);
+    mn_early_free(&c->rcv.early);
+}
+
 static void keep_early(struct mn_stack *s, struct mn_conn *c, uint32_t seq, const uint8_t *p, uint32_t len)
 {
     struct mn_block again;
     s->stats.tcp_ooo++;
     if (mn_early_overlap(&c->rcv.early, seq, seq + len, &again))
         mn_ack_note_twice(s, c, again.first, again.end);
-    if (!make_room(s, c, seq + len) || !mn_early_add(&c->rcv.early, seq, seq + len)) {
+    if (!make_room(s, c, seq + len) || !add_early(s, c, seq, seq + len)) {
         s->stats.tcp_ooo_dropped++;
         return;
     }

@@ -21,25 +21,30 @@ static void copy_span(uint8_t *to, uint32_t to_cap, const struct mn_ring *from, 
 /* Give the ring cap bytes, keeping [first, end), which must fit in both sizes. */
 bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_t first, uint32_t end)
 {
+    if (cap > r->cap && !mn_budget_take(s, r->owner, cap - r->cap))
+        return false;
     uint8_t *data = malloc(cap);
     if (data == NULL) {
+        if (cap > r->cap)
+            mn_budget_give(s, r->owner, cap - r->cap);
         s->stats.tcp_no_memory++;
         return false;
     }
     if (r->data != NULL)
         copy_span(data, cap, r, first, end - first);
     free(r->data);
-    s->stats.ring_bytes += cap;
-    s->stats.ring_bytes -= r->cap;
-    *r = (struct mn_ring){data, cap};
+    if (cap < r->cap)
+        mn_budget_give(s, r->owner, r->cap - cap);
+    r->data = data;
+    r->cap = cap;
     return true;
 }
 
 void mn_ring_free(struct mn_stack *s, struct mn_ring *r)
 {
-    s->stats.ring_bytes -= r->cap;
+    mn_budget_give(s, r->owner, r->cap);
     free(r->data);
-    *r = (struct mn_ring){0};
+    *r = (struct mn_ring){.owner = r->owner};
 }
 
 void mn_ring_write(struct mn_ring *r, uint32_t seq, const uint8_t *p, uint32_t n)

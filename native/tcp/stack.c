@@ -17,7 +17,8 @@ static struct mn_stack_config complete_config(const struct mn_stack_config *give
     c.max_conns = c.max_conns == 0 ? 16384 : c.max_conns > MN_MAX_CONNS ? MN_MAX_CONNS : c.max_conns;
     c.max_half_open = c.max_half_open == 0 ? 4096 : c.max_half_open;
     c.max_time_wait = c.max_time_wait == 0 ? 32768 : c.max_time_wait;
-    c.rcvbuf_max = c.rcvbuf_max == 0 ? 4U << 20 : c.rcvbuf_max;
+    c.rcvbuf_max = c.rcvbuf_max == 0 ? 8U << 20 : c.rcvbuf_max;
+    c.memory_max = c.memory_max == 0 ? 256U << 20 : c.memory_max < 1U << 20 ? 1U << 20 : c.memory_max;
     c.sndbuf_max = c.sndbuf_max == 0 ? 4U << 20 : c.sndbuf_max;
     /* Rings are powers of two; 64 MiB is far beyond any path and keeps windows within half the sequence space. */
     uint32_t rcv = 16U << 10, snd = 16U << 10;
@@ -247,6 +248,8 @@ static void serve(struct mn_stack *s)
                 s->ops.tcp_writable(s->ops.ctx, c->id);
         }
         mn_tcp_output(s, c);
+        if (!c->is_dead && mn_budget_is_tight(s))
+            mn_budget_trim(s, c);
     }
 }
 
@@ -262,6 +265,8 @@ void mn_turn_leave(struct mn_stack *s)
     if (s->depth == 1) {
         serve(s);
         mn_conn_bury(s);
+        mn_budget_settle(s);
+        serve(s); /* those who had waited for memory */
     }
     s->depth--;
 }

@@ -83,10 +83,11 @@ struct mn_stack_config {
     uint32_t max_conns;     /* 16384; at most 131072 */
     uint32_t max_half_open; /* 4096 over all listeners */
     uint32_t max_time_wait; /* 32768 */
-    uint32_t rcvbuf_max;    /* 4 MiB */
+    uint32_t rcvbuf_max;    /* 8 MiB: the largest window, 840 Mb/s at 80 ms */
     uint32_t sndbuf_max;    /* 4 MiB */
     const char *cc;         /* congestion control: "cubic"; "newreno" */
     uint8_t ecn;            /* enum mn_ecn_mode */
+    uint64_t memory_max;    /* 256 MiB for what all connections hold; at least 1 MiB */
 };
 
 /* NULL: no memory, or nobody has that congestion control. */
@@ -197,6 +198,8 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(tcp_undone)                                                                                                      \
     X(tcp_tail_probes)                                                                                                 \
     X(tcp_ooo)                                                                                                         \
+    X(tcp_ooo_reclaimed)                                                                                               \
+    X(memory_refused)                                                                                                  \
     X(tcp_ooo_dropped)                                                                                                 \
     X(tcp_out_of_window)                                                                                               \
     X(tcp_paws)                                                                                                        \
@@ -221,7 +224,7 @@ struct mn_stack_stats {
     MN_STACK_COUNTERS(X)
 #undef X
     uint32_t tcp_conns, tcp_half_open, tcp_time_wait, udp_flows;
-    uint64_t ring_bytes; /* memory in send and receive rings */
+    uint64_t ring_bytes; /* memory of all connections' rings and lists; never above memory_max */
 };
 const struct mn_stack_stats *mn_stack_stats(const struct mn_stack *s);
 
