@@ -23,13 +23,6 @@ static bool ack_is_due(struct mn_stack *s, struct mn_conn *c)
     return true;
 }
 
-void mn_ack_owe_duplicate(struct mn_stack *s, struct mn_conn *c)
-{
-    if (c->ack.duplicates < MN_MAX_DUP_ACKS)
-        c->ack.duplicates++;
-    mn_conn_mark(s, c);
-}
-
 void mn_ack_note_ecn(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
     bool was = c->ecn_echo;
@@ -73,18 +66,6 @@ static int send_one(struct mn_stack *s, struct mn_conn *c)
     return mn_tcp_send_bare(s, c, c->snd.nxt);
 }
 
-void mn_ack_note_twice(struct mn_stack *s, struct mn_conn *c, uint32_t first, uint32_t end)
-{
-    if (!c->may_sack)
-        return;
-    if (!mn_early_note_twice(&c->rcv.early, first, end)) {
-        send_one(s, c); /* two reports do not fit one ACK */
-        mn_early_note_twice(&c->rcv.early, first, end);
-    }
-    c->ack.now = true;
-    mn_conn_mark(s, c);
-}
-
 /* An ACK left, alone or on data. */
 static void ack_is_sent(struct mn_stack *s, struct mn_conn *c, bool with_data)
 {
@@ -99,6 +80,34 @@ static void ack_is_sent(struct mn_stack *s, struct mn_conn *c, bool with_data)
     a->now = false;
     if (c->due[MN_T_ACK] != MN_DEADLINE_NONE)
         mn_conn_stop_timer(s, c, MN_T_ACK);
+}
+
+/* Without selective acknowledgement the peer counts: one ACK per early segment. With it one says all that a batch
+ * changed, unless more ranges changed than its blocks hold. */
+void mn_ack_owe_duplicate(struct mn_stack *s, struct mn_conn *c)
+{
+    uint8_t blocks = c->ts.on ? MN_TCP_SACK_MAX - 1 : MN_TCP_SACK_MAX;
+    mn_conn_mark(s, c);
+    if (!c->may_sack) {
+        if (c->ack.duplicates < MN_MAX_DUP_ACKS)
+            c->ack.duplicates++;
+        return;
+    }
+    c->ack.now = true;
+    if (c->rcv.early.untold >= blocks && send_one(s, c) == 0)
+        ack_is_sent(s, c, false);
+}
+
+void mn_ack_note_twice(struct mn_stack *s, struct mn_conn *c, uint32_t first, uint32_t end)
+{
+    if (!c->may_sack)
+        return;
+    if (!mn_early_note_twice(&c->rcv.early, first, end)) {
+        send_one(s, c); /* two reports do not fit one ACK */
+        mn_early_note_twice(&c->rcv.early, first, end);
+    }
+    c->ack.now = true;
+    mn_conn_mark(s, c);
 }
 
 /* What is owed now; with_data: segments of this turn have carried it already. */

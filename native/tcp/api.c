@@ -82,7 +82,7 @@ ssize_t mn_tcp_send_space(struct mn_stack *s, uint32_t conn)
     return (ssize_t)(cap - mn_conn_used(c));
 }
 
-/* A window that has outgrown the ring deserves a larger one. */
+/* A flight that has outgrown the ring deserves a larger one. A window says less: without loss it grows for ever. */
 static void fit_ring(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_send *d = &c->snd;
@@ -92,8 +92,10 @@ static void fit_ring(struct mn_stack *s, struct mn_conn *c)
         cap = mn_budget_is_tight(s)                   ? MN_RING_LEAST
               : s->cfg.sndbuf_max < MN_SND_RING_FIRST ? s->cfg.sndbuf_max
                                                       : MN_SND_RING_FIRST;
-    else if (used > cap / 4 * 3 && cap < s->cfg.sndbuf_max && (cap < MN_SND_RING_FREE || c->cc.cwnd > cap / 2))
+    else if (used > cap / 4 * 3 && cap < s->cfg.sndbuf_max && (cap < MN_SND_RING_FREE || d->most_out > cap / 2))
         cap *= 2;
+    if (cap != d->ring.cap)
+        d->most_out = 0; /* to be seen again, or a moment's flight would double it for ever */
     if (cap != d->ring.cap)
         mn_ring_resize(s, &d->ring, cap, first, first + used);
 }

@@ -135,6 +135,7 @@ struct mn_send {
     uint32_t iss, una, nxt;
     uint32_t end; /* behind the last byte the application wrote; a FIN has this number */
     uint32_t wnd, max_wnd, wl1, wl2;
+    uint32_t most_out; /* the largest flight since the ring has its size */
     uint8_t shift;
     bool has_scale; /* the peer offered to scale windows */
     bool fin_queued, fin_sent;

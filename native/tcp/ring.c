@@ -1,8 +1,30 @@
 /* Send and receive memory: a power of two of bytes, addressed by sequence number, so that growing keeps every address.
  */
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "internal.h"
+
+/* Large rings by themselves: doubling leaves holes in the heap as large as what it left, which nothing else fills. */
+enum {
+    MAPPED_FROM = 128 << 10,
+};
+
+static uint8_t *get(uint32_t cap)
+{
+    if (cap < MAPPED_FROM)
+        return malloc(cap);
+    void *p = mmap(NULL, cap, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+static void put(uint8_t *p, uint32_t cap)
+{
+    if (cap < MAPPED_FROM)
+        free(p);
+    else
+        munmap(p, cap);
+}
 
 static void copy_span(uint8_t *to, uint32_t to_cap, const struct mn_ring *from, uint32_t first, uint32_t n)
 {
@@ -23,7 +45,7 @@ bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_
 {
     if (cap > r->cap && !mn_budget_take(s, r->owner, cap - r->cap))
         return false;
-    uint8_t *data = malloc(cap);
+    uint8_t *data = get(cap);
     if (data == NULL) {
         if (cap > r->cap)
             mn_budget_give(s, r->owner, cap - r->cap);
@@ -32,7 +54,7 @@ bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_
     }
     if (r->data != NULL)
         copy_span(data, cap, r, first, end - first);
-    free(r->data);
+    put(r->data, r->cap);
     if (cap < r->cap)
         mn_budget_give(s, r->owner, r->cap - cap);
     r->data = data;
@@ -43,7 +65,7 @@ bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_
 void mn_ring_free(struct mn_stack *s, struct mn_ring *r)
 {
     mn_budget_give(s, r->owner, r->cap);
-    free(r->data);
+    put(r->data, r->cap);
     *r = (struct mn_ring){.owner = r->owner};
 }
 

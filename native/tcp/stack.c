@@ -248,6 +248,8 @@ static void serve(struct mn_stack *s)
                 s->ops.tcp_writable(s->ops.ctx, c->id);
         }
         mn_tcp_output(s, c);
+        if (c->snd.nxt - c->snd.una > c->snd.most_out)
+            c->snd.most_out = c->snd.nxt - c->snd.una;
         if (!c->is_dead && mn_budget_is_tight(s))
             mn_budget_trim(s, c);
     }

@@ -212,6 +212,43 @@ static void test_report_leaves_beside_data(void)
     rig_stop(&r);
 }
 
+/* A batch of early segments is one ACK as long as that one can name every range that changed. */
+static void test_a_batch_is_told_at_once(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = 1240, .sack = true, .ts = true});
+    uint32_t base = f.them;
+    struct mn_segment g[12];
+    for (uint32_t i = 0; i < 12; i++) { /* one hole, then all in a row */
+        f.them = base + 1000 + i * 500;
+        g[i] = rig_segment(&f, A, g_bytes + 1000 + i * 500, 500);
+    }
+    rig_batch(&r, g, 12);
+    RIG_EXPECT(&r, A, f.us, base, 0);
+    CHECK_INT(r.seen.sack_count, 1);
+    EXPECT_BLOCK(&r, 0, base, 1000, 7000);
+    rig_none(&r);
+    for (uint32_t i = 0; i < 7; i++) { /* a hole before each: seven ranges, three to an ACK */
+        f.them = base + 8000 + i * 1000;
+        g[i] = rig_segment(&f, A, g_bytes + 8000 + i * 1000, 500);
+    }
+    rig_batch(&r, g, 7);
+    uint32_t told = 0;
+    for (int i = 0; i < 3; i++) {
+        CHECK(rig_take(&r));
+        for (uint32_t k = 0; k < r.seen.sack_count; k++) {
+            uint32_t at = r.seen.sack[k].first - base;
+            CHECK_INT(r.seen.sack[k].end - base, at == 1000 ? 7000 : at + 500);
+            if (at >= 8000)
+                told |= 1U << (at - 8000) / 1000;
+        }
+    }
+    CHECK_INT(told, 127);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
 /* A peer that did not permit gets none (RFC 2018 2). */
 static void test_never_without_permission(void)
 {
@@ -240,6 +277,7 @@ int main(void)
     RUN(test_twice_within_a_block);
     RUN(test_two_duplicates_in_a_batch);
     RUN(test_report_leaves_beside_data);
+    RUN(test_a_batch_is_told_at_once);
     RUN(test_never_without_permission);
     return 0;
 }

@@ -467,7 +467,7 @@ static void test_full_ring_asks_to_be_filled_again(void)
     rig_start(&r);
     struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = MSS});
     size_t done = rig_write(&r, g_bytes, sizeof g_bytes);
-    CHECK_INT(done, MN_SND_RING_FIRST);
+    CHECK_INT(done, MN_SND_RING_FREE);
     CHECK_INT(mn_tcp_send_space(r.s, r.conn), 0);
     f.us += count_out(&r);
     ack(&r, &f, f.us);
@@ -476,7 +476,7 @@ static void test_full_ring_asks_to_be_filled_again(void)
         f.us += count_out(&r);
         ack(&r, &f, f.us);
     }
-    CHECK(mn_tcp_send_space(r.s, r.conn) >= MN_SND_RING_FIRST / 3);
+    CHECK(mn_tcp_send_space(r.s, r.conn) >= MN_SND_RING_FREE / 3);
     drain(&r);
     rig_stop(&r);
 }

@@ -321,6 +321,7 @@ static inline void world_pair(struct world_side *d, struct world_end *e)
         t->twin = (int)(e - d->ends);
         e->peer_key = t->key;
         t->peer_key = e->key;
+        e->is_touched |= t->is_touched;
         return;
     }
 }
