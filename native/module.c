@@ -292,6 +292,7 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
         return Py_BuildValue("(iy#iy#)", kind, from.p, from.len, (int)ev->remote.port, data, len);
     case MN_EV_PEER_SEND:
     case MN_EV_HANDSHAKE:
+    case MN_EV_KEYS:
         return Py_BuildValue("(iy#i)", kind, key, key_len, (int)ev->what);
     case MN_EV_PEER_RECV:
         return Py_BuildValue("(iy#y#iii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port, (int)ev->region,
@@ -824,6 +825,9 @@ static const struct {
     {"TUN_TCP", MN_TUN_TCP},
     {"TUN_UDP", MN_TUN_UDP},
     {"EV_REBOUND", MN_EV_REBOUND},
+    {"EV_KEYS", MN_EV_KEYS},
+    {"KEYS_GONE", MN_KEYS_GONE},
+    {"KEYS_CLOCK_BEHIND", MN_KEYS_CLOCK_BEHIND},
     {"GSO_AUTO", MN_GSO_AUTO},
     {"GSO_OFF", MN_GSO_OFF},
     {"GSO_NEVER_EQUAL", MN_GSO_NEVER_EQUAL},

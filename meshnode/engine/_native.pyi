@@ -47,6 +47,9 @@ EV_LOST: Final = 15
 """(kind, n): n packets or hints were dropped; never a connection's event"""
 EV_UDP_ERROR: Final = 16
 EV_REBOUND: Final = 18
+EV_KEYS: Final = 19
+KEYS_GONE: Final = 1
+KEYS_CLOCK_BEHIND: Final = 2
 GSO_AUTO: Final = 0
 GSO_OFF: Final = 1
 GSO_NEVER_EQUAL: Final = 2

@@ -27,6 +27,8 @@ from meshnode.engine._native import (
     GSO_AUTO,
     GSO_NEVER_EQUAL,
     GSO_OFF,
+    KEYS_CLOCK_BEHIND,
+    KEYS_GONE,
     PATH_BOTH,
     PATH_DIRECT,
     PATH_NONE,
@@ -35,7 +37,8 @@ from meshnode.engine._native import (
 from meshnode.engine.flow import TunnelSocket
 from meshnode.engine.listener import Datagram, Datagrams, Listener, Received
 
-__all__ = ["GSO_AUTO", "GSO_NEVER_EQUAL", "GSO_OFF", "PATH_BOTH", "PATH_DIRECT", "PATH_NONE", "PATH_RELAY", "Engine"]
+__all__ = ["GSO_AUTO", "GSO_NEVER_EQUAL", "GSO_OFF", "KEYS_CLOCK_BEHIND", "KEYS_GONE", "PATH_BOTH", "PATH_DIRECT",
+           "PATH_NONE", "PATH_RELAY", "Engine"]  # fmt: skip
 
 BATCH = 256
 CLOSE_TIMEOUT_S = 2.0
@@ -111,6 +114,9 @@ class Engine:
         """(peer, session is up)"""
         self.on_tun_lost: Callable[[int], None] | None = None
         """(errno): somebody removed the kernel interface; the engine goes on without."""
+        self.on_keys: Callable[[NodePublic, int], None] | None = None
+        """(peer, KEYS_GONE: no new session for nine minutes, its keys are wiped; KEYS_CLOCK_BEHIND: the wall clock is
+        behind the timestamp of an earlier handshake, whose order we keep without it)"""
         self.on_rebound: Callable[[int], None] | None = None
         """(errno or 0): the UDP sockets are new; port4 and port6 may have changed. Not 0: there are none."""
         self._handlers: dict[int, Callable[..., None]] = {
@@ -132,6 +138,7 @@ class Engine:
             _native.EV_LOST: self._on_lost,
             _native.EV_TUN_LOST: self._on_tun_lost,
             _native.EV_REBOUND: self._on_rebound,
+            _native.EV_KEYS: self._on_keys,
         }
 
     @classmethod
@@ -533,6 +540,10 @@ class Engine:
     def _on_handshake(self, key: bytes, ok: int) -> None:
         if self.on_handshake is not None:
             self.on_handshake(self._key(key), bool(ok))
+
+    def _on_keys(self, key: bytes, what: int) -> None:
+        if self.on_keys is not None:
+            self.on_keys(self._key(key), what)
 
     def _on_rebound(self, number: int) -> None:
         if self.on_rebound is not None:

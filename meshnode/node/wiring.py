@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from meshnode.base.addr import RegionId
 from meshnode.base.keys import MachinePublic, NodePublic
 from meshnode.control.client import ControlState, Keys, LoginResult
+from meshnode.engine.engine import KEYS_CLOCK_BEHIND
 from meshnode.netmap.model import Changes, Netmap, RelayMap
 from meshnode.netmap.model import Node as NetmapNode
 from meshnode.node.events import Broadcast, ControlChanged, NetmapChanged, PathChanged, RelayChanged
@@ -50,6 +51,7 @@ class Wiring:
         engine.on_send_error = discovery.on_send_error
         engine.on_handshake = discovery.on_handshake
         engine.on_rebound = self._on_rebound
+        engine.on_keys = self._on_keys
         discovery.send_relay = pool.send
         discovery.set_path = engine.set_path
         discovery.kick = engine.kick
@@ -117,6 +119,14 @@ class Wiring:
         wanted = self._node.hostname.lower()
         if wanted and netmap.self_node.label != wanted:
             _log.warning("control gave us another name than we asked for", wanted=wanted, name=netmap.self_node.name)
+
+    def _on_keys(self, peer: NodePublic, what: int) -> None:
+        if what == KEYS_CLOCK_BEHIND:
+            _log.warning(
+                "this machine's clock is behind the last handshake of this node; handshakes go on, but set the clock"
+            )
+        else:
+            _log.debug("no new WireGuard session for nine minutes; the keys are wiped", peer=peer)
 
     def _on_rebound(self, number: int) -> None:
         engine = self._house.engine

@@ -35,7 +35,10 @@ enum mn_event_kind {
     MN_EV_UDP_ERROR,
     MN_EV_TUN_LOST,
     MN_EV_REBOUND,
+    MN_EV_KEYS, /* what: enum mn_keys_notice */
 };
+
+enum mn_keys_notice { MN_KEYS_GONE = 1, MN_KEYS_CLOCK_BEHIND = 2 };
 
 enum mn_event_lane { MN_LANE_SURE, MN_LANE_RELAY, MN_LANE_DATAGRAM, MN_LANES };
 

@@ -30,6 +30,13 @@ void mn_tell_handshake(struct mn_engine *e, const struct mn_peer *p, bool ok)
     (void)mn_events_post_hint(&e->events, &ev);
 }
 
+void mn_tell_keys(struct mn_engine *e, const struct mn_peer *p, enum mn_keys_notice what)
+{
+    struct mn_event ev = {.kind = MN_EV_KEYS, .what = (uint8_t)what};
+    memcpy(ev.key, p->key, sizeof ev.key);
+    (void)mn_events_post_hint(&e->events, &ev);
+}
+
 void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted)
 {
     bool is_news = p->send_told_at == 0 || wanted != p->was_wanted;

@@ -190,6 +190,8 @@ static void on_event(void *ctx, uint32_t peer, enum mn_wg_event event)
         mn_stack_path_failed(e->stack, peer, e->now_ns);
     } else if (event == MN_WG_SILENT) {
         p->source = any_source;
+    } else {
+        mn_tell_keys(e, p, event == MN_WG_SESSION_GONE ? MN_KEYS_GONE : MN_KEYS_CLOCK_BEHIND);
     }
 }
 

@@ -596,6 +596,23 @@ static void test_source_of_a_path(void)
     stop();
 }
 
+/* What the log is to say of keys. */
+static void test_notices_of_keys(void)
+{
+    struct mn_wg_ops ops;
+    start(MN_MODE_DIRECT);
+    turn();
+    mn_tunnel_set_wg_ops(&ops);
+    ops.event(e[A], 0, MN_WG_CLOCK_BEHIND);
+    struct mn_event *ev = await_event(A, MN_EV_KEYS);
+    CHECK_INT(ev->what, MN_KEYS_CLOCK_BEHIND);
+    CHECK(memcmp(ev->key, e[B]->tunnel.own_key, 32) == 0);
+    ev->kind = MN_EV_LOST; /* read */
+    ops.event(e[A], 0, MN_WG_SESSION_GONE);
+    CHECK_INT(await_event(A, MN_EV_KEYS)->what, MN_KEYS_GONE);
+    stop();
+}
+
 /* A refused port is a hint to ask the path, not the end of anything. */
 static void test_icmp_is_told_as_a_hint(void)
 {
@@ -821,6 +838,7 @@ int main(void)
     RUN(test_offloads_switched_under_way);
     RUN(test_ecn_through_the_tunnel);
     RUN(test_source_of_a_path);
+    RUN(test_notices_of_keys);
     RUN(test_icmp_is_told_as_a_hint);
     RUN(test_hints_are_throttled);
     RUN(test_ping);

@@ -71,10 +71,12 @@ class Side:
         return self.ip4 if family == 4 else self.ip6
 
 
-async def start_side(number: int) -> Side:
+async def start_side(number: int, timestamp_floor: bytes = b"") -> Side:
     """An engine on loopback with its own tailnet addresses and an open filter."""
     private = NodePrivate.generate(os.urandom)
-    engine = await Engine.start(private, bind4=IPv4Address("127.0.0.1"), bind6=IPv6Address("::1"))
+    engine = await Engine.start(
+        private, bind4=IPv4Address("127.0.0.1"), bind6=IPv6Address("::1"), timestamp_floor=timestamp_floor
+    )
     side = Side(engine, private, IPv4Address(f"100.64.0.{number}"), IPv6Address(f"fd7a:115c:a1e0::{number}"))
     engine.set_addresses([side.ip4, side.ip6])
     engine.set_filter(filter_blob())

@@ -9,6 +9,7 @@ import hashlib
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -21,9 +22,9 @@ import pytest
 
 from meshnode.base.addr import Endpoint, parse_prefix
 from meshnode.base.errors import AccessDenied, Refused, TimedOut
-from meshnode.base.keys import NodePrivate
+from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.engine import _native
-from meshnode.engine.engine import GSO_NEVER_EQUAL, GSO_OFF, Engine
+from meshnode.engine.engine import GSO_NEVER_EQUAL, GSO_OFF, KEYS_CLOCK_BEHIND, Engine
 from meshnode.engine.flow import TunnelSocket
 from meshnode.engine.listener import Datagram
 from tests.e2e.engines import (
@@ -172,6 +173,27 @@ def test_rebind_and_offloads_under_a_connection() -> None:
                 a.engine.set_offloads(9, True)
             client.close()
             server.close()
+
+    run("asyncio", work)
+
+
+def test_a_clock_that_is_behind_is_told() -> None:
+    """The last handshake of an earlier run is a day ahead of the clock: sessions come up all the same."""
+
+    async def work() -> None:
+        ahead = struct.pack(">QI", 0x400000000000000A + int(time.time()) + 86400, 0)
+        a = await start_side(1, timestamp_floor=ahead)
+        b = await start_side(2)
+        told: list[tuple[NodePublic, int]] = []
+        a.engine.on_keys = lambda *got: told.append(got)
+        introduce(a, b, PATH_DIRECT)
+        introduce(b, a, PATH_DIRECT)
+        a.engine.kick(b.key)
+        await until(lambda: True in a.handshakes, "the session is up")
+        assert told == [(b.key, KEYS_CLOCK_BEHIND)]
+        assert a.engine.last_timestamp() > ahead
+        await a.engine.aclose()
+        await b.engine.aclose()
 
     run("asyncio", work)
 
