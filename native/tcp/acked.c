@@ -148,6 +148,8 @@ bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
         if (d->wnd > 0 && d->una == d->nxt)
             c->rtt.backoff = 0; /* the persist timer's: the window is open again */
     }
+    if (c->ecn_on && (g->flags & MN_TCP_ECE) != 0 && !is_old)
+        mn_loss_on_mark(s, c);
     bool advances = !is_old && g->ack != d->una;
     if (!has_blocks && !advances && !n.is_duplicate)
         return true;

@@ -145,6 +145,9 @@ void mn_conn_fire(struct mn_stack *s, struct mn_conn *c, enum mn_conn_timer whic
         if (c->state >= MN_ESTABLISHED && mn_loss_wants_probe(c))
             mn_tcp_send_probe(s, c);
         break;
+    case MN_T_PACE:
+        mn_conn_mark(s, c);
+        break;
     case MN_T_ACK:
         fire_ack(s, c);
         break;

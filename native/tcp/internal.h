@@ -124,6 +124,7 @@ enum mn_conn_timer {
     MN_T_RETX,    /* retransmission, or persist when nothing is out */
     MN_T_REORDER, /* what is missing is late enough to be lost */
     MN_T_PROBE,   /* the tail has not been acknowledged */
+    MN_T_PACE,    /* the next burst may leave */
     MN_T_ACK,
     MN_T_KEEP,
     MN_T_LIFE, /* FIN-WAIT-2 of an orphan */
@@ -142,6 +143,7 @@ struct mn_send {
     bool wants_room;       /* the application met a full ring */
     bool is_limited;       /* the congestion window held us back within the last round trip */
     uint32_t limited_edge; /* that ends when this is acknowledged */
+    uint64_t pace_at;      /* the next burst leaves no sooner */
     uint32_t mss;          /* payload bytes per segment, options taken off */
     uint16_t peer_mss;
     uint64_t sent_at;  /* last data */

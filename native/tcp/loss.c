@@ -183,6 +183,7 @@ static void enter_recovery(struct mn_stack *s, struct mn_conn *c, uint32_t deliv
     start_undo(c);
     c->cc.ops->on_loss(&c->cc, used_window(c), s->now);
     l->in_recovery = true;
+    l->owes_cwr = c->ecn_on;
     l->recover = c->snd.nxt;
     l->prr_delivered = l->prr_out = 0;
     l->prr_from = c->snd.nxt - c->snd.una - c->sent.sacked + delivered;
@@ -320,6 +321,8 @@ static void draw_along(struct mn_conn *c)
         l->recover = una; /* or it would seem to lie ahead once the numbers have gone half way round */
     if (l->in_dsack_round && mn_seq_le(l->dsack_round, una))
         l->in_dsack_round = false;
+    if (l->is_marked && mn_seq_le(l->mark_edge, una))
+        l->is_marked = false;
     if (l->may_undo && c->snd.nxt - l->undo_from > 1U << 30)
         l->may_undo = false;
 }
@@ -385,7 +388,23 @@ void mn_loss_on_timeout(struct mn_stack *s, struct mn_conn *c)
     l->recover = c->snd.nxt;
     l->in_recovery = l->probe_out = false;
     l->in_timeout = l->is_forced = true;
+    l->owes_cwr = c->ecn_on;
     c->due[MN_T_REORDER] = MN_DEADLINE_NONE;
+}
+
+/* Once per round trip, and not on top of a loss: that has reduced the window already. */
+void mn_loss_on_mark(struct mn_stack *s, struct mn_conn *c)
+{
+    struct mn_loss *l = &c->loss;
+    if (l->is_marked || c->snd.una == c->snd.nxt)
+        return;
+    l->is_marked = l->owes_cwr = true;
+    l->mark_edge = c->snd.nxt;
+    s->stats.tcp_ecn_marks++;
+    if (l->in_recovery || l->in_timeout)
+        return;
+    c->cc.ops->on_mark(&c->cc, used_window(c), s->now);
+    l->may_undo = false;
 }
 
 void mn_loss_on_path_shrunk(struct mn_stack *s, struct mn_conn *c)

@@ -31,6 +31,9 @@ struct mn_loss {
     /* undo */
     bool may_undo, has_resent;
     uint32_t undo_from, undo_to, undo_bytes, undo_stamp;
+    /* ECN (RFC 3168 6.1.2) */
+    bool owes_cwr, is_marked; /* is_marked: the window was reduced for a mark since mark_edge was nxt */
+    uint32_t mark_edge;
     /* TLP */
     bool probe_out, probe_is_copy;
     uint32_t probe_end;
@@ -53,6 +56,8 @@ struct mn_ack_news {
 void mn_loss_start(struct mn_conn *c);
 /* una has moved and the chunks are marked. */
 void mn_loss_on_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g, struct mn_ack_news *n);
+/* The peer echoes congestion that our segments have met. */
+void mn_loss_on_mark(struct mn_stack *s, struct mn_conn *c);
 void mn_loss_on_timeout(struct mn_stack *s, struct mn_conn *c);
 void mn_loss_on_reorder_timer(struct mn_stack *s, struct mn_conn *c);
 /* The path takes only smaller segments from now on: all that is out was too big. No sign of congestion. */

@@ -53,6 +53,17 @@ static void prepare_cut(struct mn_stack *s, struct mn_conn *c, struct mn_cut *k)
     }
 }
 
+/* What follows is new data: it may be marked instead of dropped (RFC 3168 6.1.5: never what is sent again). */
+static void mark_capable(struct mn_cut *k)
+{
+    if (k->ip_len != MN_IP4_HEADER) {
+        mn_packet_set_ecn(k->head, MN_ECN_ECT0);
+        return;
+    }
+    k->head[1] |= MN_ECN_ECT0;
+    k->ip_sum = mn_csum_add(0, k->head, MN_IP4_HEADER);
+}
+
 /* One segment: payload is n bytes of the send ring at seq. 0 or -errno. */
 static int cut_segment(struct mn_stack *s, struct mn_conn *c, const struct mn_cut *k, uint32_t seq, uint32_t n,
                        uint8_t flags)
@@ -171,7 +182,7 @@ int mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq)
 
 struct burst {
     struct mn_cut cut;
-    bool is_ready;
+    bool is_ready, is_capable;
     int left, sent; /* segments */
     int err;
 };
@@ -183,6 +194,13 @@ static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, u
     if (!b->is_ready)
         prepare_cut(s, c, &b->cut);
     b->is_ready = true;
+    if (c->ecn_on && !is_again) {
+        if (!b->is_capable)
+            mark_capable(&b->cut);
+        b->is_capable = true;
+        if (c->loss.owes_cwr)
+            flags |= MN_TCP_CWR;
+    }
     if (seq + n == c->snd.end) {
         if (n > 0)
             flags |= MN_TCP_PSH;
@@ -194,6 +212,8 @@ static bool send_piece(struct mn_stack *s, struct mn_conn *c, struct burst *b, u
         mn_tcp_wait_for_buffer(s, c, b->err);
         return false;
     }
+    if (!is_again)
+        c->loss.owes_cwr = false;
     b->sent++;
     b->left--;
     return true;
@@ -229,6 +249,39 @@ static uint32_t next_lost(struct mn_conn *c, const struct mn_chunk *k, uint32_t 
     }
     return n;
 }
+
+/* ---- pacing ---- */
+
+enum {
+    PACE_LEAST = 2,                     /* segments of a burst: one ACK's worth */
+    PACE_FREE = MN_CC_INITIAL_SEGMENTS, /* a burst that any path takes: after idle, and for windows no larger */
+};
+
+#define PACE_GRAIN (MN_MS / 20) /* nearer than a timer is worth */
+
+/* Segments that may leave now; 0: none before pace_at. */
+static int pace_burst(struct mn_stack *s, struct mn_conn *c, uint64_t rate)
+{
+    const struct mn_send *d = &c->snd;
+    uint64_t segments = rate / 1000 / d->mss;
+    int burst = segments < PACE_LEAST ? PACE_LEAST : segments > MN_QUANTUM ? MN_QUANTUM : (int)segments;
+    if (d->pace_at > s->now + PACE_GRAIN)
+        return 0;
+    bool was_idle = s->now - d->pace_at > c->rtt.srtt_ns && d->pace_at < s->now;
+    return was_idle && burst < PACE_FREE ? PACE_FREE : burst;
+}
+
+/* The burst of sent bytes takes its time at this rate, counted from when it should have left if that is near. */
+static void pace_on(struct mn_stack *s, struct mn_conn *c, uint64_t rate, uint64_t bytes)
+{
+    struct mn_send *d = &c->snd;
+    uint64_t late = d->pace_at < s->now ? s->now - d->pace_at : 0;
+    if (late > MN_MS)
+        d->pace_at = s->now;
+    d->pace_at += bytes * 1000000000U / rate;
+}
+
+/* ---- what to send ---- */
 
 /* What was lost comes first. True: nothing of it is left, and there is time for more. */
 static bool resend_lost(struct mn_stack *s, struct mn_conn *c, struct burst *b)
@@ -385,20 +438,47 @@ static void arm_timers(struct mn_stack *s, struct mn_conn *c, bool has_sent)
         mn_conn_set_timer(s, c, MN_T_IDLE, s->now + MN_IDLE_RING);
 }
 
+/* A window no larger than what any path takes at once needs no gate, nor does the last little bit of a message; fast
+ * recovery has the ACKs for a clock. */
+static bool is_paced(const struct mn_conn *c, uint64_t rate)
+{
+    const struct mn_send *d = &c->snd;
+    bool is_bulk = c->sent.lost > 0 || !mn_seq_lt(d->end, d->nxt + d->mss);
+    return rate != 0 && is_bulk && c->cc.cwnd > PACE_FREE * d->mss && !c->loss.is_forced && !c->loss.in_recovery;
+}
+
 void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
 {
     if (c->is_dead || c->state < MN_ESTABLISHED)
         return;
     struct burst b;
-    b.is_ready = false;
+    b.is_ready = b.is_capable = false;
     b.left = MN_QUANTUM;
     b.sent = b.err = 0;
     if (c->snd.is_limited && mn_seq_le(c->snd.limited_edge, c->snd.una))
         c->snd.is_limited = false;
-    if (resend_lost(s, c, &b))
+    bool has_more = c->sent.lost > 0 || mn_seq_lt(c->snd.nxt, c->snd.end);
+    uint64_t rate = has_more ? c->cc.ops->pacing_rate(&c->cc, c->rtt.srtt_ns) : 0;
+    if (is_paced(c, rate))
+        b.left = pace_burst(s, c, rate);
+    else
+        rate = 0;
+    int burst = b.left;
+    if (burst > 0 && resend_lost(s, c, &b))
         send_new(s, c, &b);
+    if (rate != 0 && b.sent > 0)
+        pace_on(s, c, rate, (uint64_t)b.sent * c->snd.mss);
     mn_ack_send(s, c, b.sent > 0);
     arm_timers(s, c, b.sent > 0);
-    if (b.left == 0)
+    if (b.left > 0)
+        return;
+    if (rate == 0) {
         mn_conn_mark(s, c); /* more to send, after the others had their turn */
+    } else if (mn_loss_flight(c) + c->snd.mss <= mn_loss_window(c)) {
+        note_limited(c); /* by the gate */
+        if (c->snd.pace_at > s->now)
+            mn_conn_set_timer(s, c, MN_T_PACE, c->snd.pace_at);
+        else
+            mn_conn_mark(s, c);
+    }
 }

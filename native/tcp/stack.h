@@ -195,6 +195,7 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(tcp_retransmits)                                                                                                 \
     X(tcp_timeouts)                                                                                                    \
     X(tcp_fast_retransmits)                                                                                            \
+    X(tcp_ecn_marks)                                                                                                   \
     X(tcp_undone)                                                                                                      \
     X(tcp_tail_probes)                                                                                                 \
     X(tcp_ooo)                                                                                                         \

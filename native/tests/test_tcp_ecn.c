@@ -1,4 +1,4 @@
-/* Explicit congestion notification: agreeing on it, and the receiver's echo (T-27; RFC 3168 6.1). */
+/* Explicit congestion notification: agreeing on it, the receiver's echo, the sender's answer (T-27; RFC 3168 6.1). */
 #include "rig.h"
 
 enum {
@@ -217,6 +217,83 @@ static void test_marks_that_do_not_count(void)
     rig_stop(&r);
 }
 
+static void ack_with(struct rig *r, const struct rig_flow *f, uint8_t flags)
+{
+    rig_in(r, rig_segment(f, A | flags, NULL, 0));
+}
+
+/* New data is capable, copies and pure ACKs are not. */
+static void test_what_may_be_marked(void)
+{
+    struct rig r;
+    struct rig_flow f = accept_with_ecn(&r);
+    CHECK_INT(rig_write(&r, g_bytes, 3000), 3000);
+    while (rig_take(&r))
+        CHECK_INT(r.seen.ecn, MN_ECN_ECT0);
+    for (int i = 0; i < 3; i++)
+        ack_with(&r, &f, 0);
+    RIG_EXPECT(&r, A, f.us, f.them, 1240);
+    CHECK_INT(r.seen.ecn, MN_ECN_NONE);
+    rig_none(&r);
+    put(&r, &f, 0, 0);
+    put(&r, &f, 0, 0);
+    RIG_EXPECT(&r, A, f.us + 3000, f.them, 0);
+    CHECK_INT(r.seen.ecn, MN_ECN_NONE);
+    rig_stop(&r);
+}
+
+/* One reduction a round trip, CWR on the next new segment and on none after it. */
+static void test_answer_to_marks(void)
+{
+    struct rig r;
+    struct rig_flow f = accept_with_ecn(&r);
+    CHECK_INT(rig_write(&r, g_bytes, 4000), 4000);
+    drain(&r);
+    uint32_t before = conn_of(&r)->cc.cwnd;
+    f.us += 1240;
+    ack_with(&r, &f, E);
+    uint32_t reduced = conn_of(&r)->cc.cwnd;
+    CHECK(reduced < before);
+    CHECK_INT(rig_write(&r, g_bytes, 10), 10);
+    RIG_EXPECT(&r, A | W, f.us + 2760, f.them, 10);
+    CHECK_INT(rig_write(&r, g_bytes, 10), 10);
+    RIG_EXPECT(&r, A, f.us + 2770, f.them, 10);
+    f.us += 1240;
+    ack_with(&r, &f, E); /* of before the peer saw CWR */
+    CHECK(conn_of(&r)->cc.cwnd >= reduced);
+    f.us += 1540;
+    ack_with(&r, &f, 0);
+    CHECK_INT(rig_write(&r, g_bytes, 4000), 4000);
+    drain(&r);
+    f.us += 1240;
+    ack_with(&r, &f, E); /* a new mark, a round trip later */
+    CHECK(conn_of(&r)->cc.cwnd < reduced);
+    CHECK_INT(mn_stack_stats(r.s)->tcp_ecn_marks, 2);
+    CHECK_INT(mn_stack_stats(r.s)->tcp_retransmits, 0);
+    drain(&r);
+    rig_stop(&r);
+}
+
+/* A loss is an answer too: the peer is told, the window is not reduced twice. */
+static void test_marks_in_recovery(void)
+{
+    struct rig r;
+    struct rig_flow f = accept_with_ecn(&r);
+    CHECK_INT(rig_write(&r, g_bytes, 4096), 4096);
+    drain(&r);
+    for (int i = 0; i < 3; i++)
+        ack_with(&r, &f, 0);
+    uint32_t threshold = conn_of(&r)->cc.ssthresh;
+    ack_with(&r, &f, E);
+    CHECK_INT(conn_of(&r)->cc.ssthresh, threshold);
+    drain(&r);
+    f.us += 4096;
+    ack_with(&r, &f, E);
+    CHECK_INT(rig_write(&r, g_bytes, 10), 10);
+    RIG_EXPECT(&r, A | W, f.us, f.them, 10);
+    rig_stop(&r);
+}
+
 int main(void)
 {
     RUN(test_passive_side);
@@ -226,5 +303,8 @@ int main(void)
     RUN(test_echo);
     RUN(test_mark_within_a_batch);
     RUN(test_marks_that_do_not_count);
+    RUN(test_what_may_be_marked);
+    RUN(test_answer_to_marks);
+    RUN(test_marks_in_recovery);
     return 0;
 }

@@ -172,17 +172,15 @@ static void test_rate_is_reduced_in_proportion(void)
     struct rig r;
     struct rig_flow f = start(&r, 200, 0);
     uint32_t sent = 10, acked = 0;
-    while (sent < 60) { /* open the window */
-        rig_advance(&r, RTT_MS * MN_MS);
-        rig_write(&r, g_bytes, sizeof g_bytes);
+    while (sent - acked < 40) { /* open the window; what it lets go is paced over half a round trip */
         acked = sent;
         ack(&r, &f, (struct says){.number = sent});
+        rig_write(&r, g_bytes, 60 * MSS);
+        sent += drain(&r);
+        rig_advance(&r, RTT_MS * MN_MS);
         sent += drain(&r);
     }
-    rig_write(&r, g_bytes, sizeof g_bytes);
-    sent += drain(&r);
     uint32_t before = sent - acked, total = 0;
-    rig_advance(&r, RTT_MS * MN_MS);
     for (uint32_t i = acked + 2; i <= acked + before; i++) {
         ack(&r, &f, (struct says){.number = acked, .count = 1, .sack = {acked + 1, i}});
         uint32_t n = drain(&r);
