@@ -33,7 +33,7 @@ void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss)
     ops->start(cc);
 }
 
-static bool is_short(const struct mn_cc *cc)
+bool mn_cc_is_short(const struct mn_cc *cc)
 {
     const struct mn_cc_path *p = &cc->path;
     if (p->min_ns >= SHORT_RTT_NS)
@@ -60,14 +60,14 @@ void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack)
 
 bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
-    return cc->cwnd >= SHORT_WINDOW && is_short(cc) && ack->srtt_ns > cc->path.min_ns + SHORT_QUEUE_NS;
+    return cc->cwnd >= SHORT_WINDOW && mn_cc_is_short(cc) && ack->srtt_ns > cc->path.min_ns + SHORT_QUEUE_NS;
 }
 
 /* Twice the window per round trip while it may double in one, 1.2 times after: enough to find room that appears, little
  * enough for shallow queues. */
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns)
 {
-    if (srtt_ns < SHORT_RTT_NS || is_short(cc))
+    if (srtt_ns < SHORT_RTT_NS || mn_cc_is_short(cc))
         return 0;
     uint64_t rate = (uint64_t)cc->cwnd * 1000000000U / srtt_ns;
     return mn_cc_in_slow_start(cc) ? 2 * rate : rate + rate / 5;

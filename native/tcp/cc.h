@@ -91,6 +91,7 @@ void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss);
 /* For the algorithms: the path, at every ACK; the pacing rate that follows from the window; what every reduction begins
  * with; its end. */
 void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack);
+bool mn_cc_is_short(const struct mn_cc *cc); /* so short that it is never paced */
 /* True if what the ACK says of the path is that more in flight would only wait at its end. */
 bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack);
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns);

@@ -13,6 +13,8 @@ enum {
     TIME_CLAMP = 220 * UNITS_PER_S,
 };
 
+#define KEEP_WINDOW_NS (300ULL * 1000000000U)
+
 static uint32_t units_of(uint64_t ns)
 {
     uint64_t units = ns / 1953125 * 16 + ns % 1953125 * 16 / 1953125; /* 2^13 / 10^9 = 2^4 / 5^9 */
@@ -190,19 +192,23 @@ static void on_timeout(struct mn_cc *cc, uint32_t flight, bool is_first, uint64_
     cc->cwnd = cc->mss;
 }
 
+/* Paced, a window that was not needed for a while starts nothing sudden, and is believed for five minutes (RFC 7661
+ * 4.4.2). A path too short to pace grows it again in no time. */
 static void on_idle(struct mn_cc *cc, uint64_t idle_ns, uint64_t now_ns)
 {
     struct mn_cubic *q = &cc->own.cubic;
     uint32_t restart = MN_CC_INITIAL_SEGMENTS * cc->mss;
-    (void)idle_ns;
     (void)now_ns;
-    if (cc->cwnd <= restart)
+    q->acked_at = 0;
+    q->hystart.has_round = false;
+    if (q->stage.start_ns != 0)
+        q->stage.start_ns += idle_ns;
+    if (cc->cwnd <= restart || (idle_ns < KEEP_WINDOW_NS && !mn_cc_is_short(cc)))
         return;
     uint32_t known = cc->cwnd / 4 * 3; /* RFC 2861 3: slow start up to near where it was */
     cc->ssthresh = cc->ssthresh > known ? cc->ssthresh : known;
     cc->cwnd = restart;
     q->stage.start_ns = 0;
-    q->hystart.has_round = false;
 }
 
 static void undo(struct mn_cc *cc, uint64_t now_ns)

@@ -310,15 +310,28 @@ static void test_unused_time_is_no_age(void)
     CHECK(fabs((double)cc.cwnd - same.cwnd) < 0.01 * same.cwnd);
 }
 
-static void test_idle_restarts_low(void)
+/* A paced path keeps what it had, for a while; a short one begins again; the time asleep is no age. */
+static void test_idle(void)
 {
-    struct mn_cc cc = make(1000);
-    cc.cwnd = cc.ssthresh = 400000;
-    feed(&cc, 1000, MS / 10, SECOND);
-    uint32_t before = cc.cwnd;
-    cc.ops->on_idle(&cc, 3600 * SECOND, 3601 * SECOND);
-    CHECK_INT(cc.cwnd, 10000);
-    CHECK(cc.ssthresh >= before / 4 * 3); /* and is soon back */
+    const struct {
+        uint64_t rtt, idle;
+        bool is_kept;
+    } cases[] = {{40 * MS, 10 * SECOND, true}, {40 * MS, 3600 * SECOND, false}, {MS / 10, SECOND, false}};
+    for (size_t i = 0; i < 3; i++) {
+        struct mn_cc cc = make(1000);
+        cc.cwnd = cc.ssthresh = 400000;
+        feed(&cc, 1000, cases[i].rtt, SECOND);
+        uint32_t before = cc.cwnd;
+        struct mn_cc same = cc;
+        cc.ops->on_idle(&cc, cases[i].idle, SECOND + cases[i].idle);
+        CHECK_INT(cc.cwnd, cases[i].is_kept ? before : 10000);
+        CHECK(cc.ssthresh >= before / 4 * 3); /* and is soon back */
+        if (!cases[i].is_kept)
+            continue;
+        feed(&cc, cc.cwnd, cases[i].rtt, 2 * SECOND + cases[i].idle);
+        feed(&same, same.cwnd, cases[i].rtt, 2 * SECOND);
+        CHECK_INT(cc.cwnd, same.cwnd);
+    }
 }
 
 int main(void)
@@ -331,6 +344,6 @@ int main(void)
     RUN(test_timeout);
     RUN(test_undo_restores_the_curve);
     RUN(test_unused_time_is_no_age);
-    RUN(test_idle_restarts_low);
+    RUN(test_idle);
     return 0;
 }
