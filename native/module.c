@@ -299,6 +299,14 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
                              (int)ev->what);
     case MN_EV_SEND_ERROR:
         return Py_BuildValue("(iy#ii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->err);
+    case MN_EV_LINK_READY:
+    case MN_EV_LINK_DATA:
+        return Py_BuildValue("(iKy#)", kind, req, data, len);
+    case MN_EV_LINK_FRAME:
+    case MN_EV_LINK_ENDED:
+        return Py_BuildValue("(iKiy#)", kind, req, (int)ev->what, data, len);
+    case MN_EV_LINK_PULSE:
+        return Py_BuildValue("(iKiy#)", kind, req, (int)ev->what, data, len);
     case MN_EV_REBOUND:
         return Py_BuildValue("(ii)", kind, (int)ev->err);
     case MN_EV_PING:
@@ -736,6 +744,70 @@ static PyObject *get_port6(PyObject *self, void *unused)
     return e != NULL ? PyLong_FromLong(mn_engine_port(e, MN_SOCK_V6)) : NULL;
 }
 
+/* ---- relay links ---- */
+
+static PyObject *engine_link_adopt(PyObject *self, PyObject *args)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = MN_CMD_LINK_ADOPT};
+    unsigned long long req;
+    PyObject *tls;
+    const char *host, *verified;
+    Py_ssize_t host_len, verified_len;
+    int fd;
+    if (e == NULL ||
+        !PyArg_ParseTuple(args, "KiOs#s#:link_adopt", &req, &fd, &tls, &host, &host_len, &verified, &verified_len))
+        return NULL;
+    if (tls != Py_None && (cmd.ctx = mn_module_tls_of(tls)) == NULL)
+        return NULL;
+    cmd.req = req;
+    cmd.fd = fd;
+    cmd.len = (size_t)(host_len + verified_len) + 2;
+    cmd.blob = malloc(cmd.len);
+    if (cmd.blob == NULL) {
+        mn_command_done(&cmd);
+        return PyErr_NoMemory();
+    }
+    memcpy(cmd.blob, host, (size_t)host_len + 1);
+    memcpy(cmd.blob + host_len + 1, verified, (size_t)verified_len + 1);
+    return push(e, &cmd);
+}
+
+/* A link's number, a region or 0, and bytes. */
+static PyObject *push_link(PyObject *self, PyObject *args, enum mn_command_kind kind)
+{
+    struct mn_engine *e = engine_of(self, 0);
+    struct mn_command cmd = {.kind = (uint8_t)kind};
+    unsigned long long req;
+    const char *data = "";
+    Py_ssize_t len = 0;
+    unsigned short region = 0;
+    bool is_open = kind == MN_CMD_LINK_OPEN;
+    if (e == NULL || !(is_open ? PyArg_ParseTuple(args, "KHy#:link_open", &req, &region, &data, &len)
+                               : PyArg_ParseTuple(args, "K|y#:link", &req, &data, &len)))
+        return NULL;
+    cmd.req = req;
+    cmd.region = region;
+    if (take_blob(&cmd, data, len) != 0)
+        return NULL;
+    return push(e, &cmd);
+}
+
+static PyObject *engine_link_write(PyObject *self, PyObject *args)
+{
+    return push_link(self, args, MN_CMD_LINK_WRITE);
+}
+
+static PyObject *engine_link_open(PyObject *self, PyObject *args)
+{
+    return push_link(self, args, MN_CMD_LINK_OPEN);
+}
+
+static PyObject *engine_link_close(PyObject *self, PyObject *args)
+{
+    return push_link(self, args, MN_CMD_LINK_CLOSE);
+}
+
 /* ---- the module ---- */
 
 #define KEYWORDS(f) ((PyCFunction)(void (*)(void))(f)), METH_VARARGS | METH_KEYWORDS
@@ -763,6 +835,10 @@ static PyMethodDef engine_methods[] = {
     {"udp_close", engine_udp_close, METH_VARARGS, "Give a UDP port back."},
     {"open_tun", KEYWORDS(engine_open_tun), "Make a kernel interface, or take one over; returns its name."},
     {"set_tun_merge", engine_set_tun_merge, METH_VARARGS, "Which offloads of the interface are used."},
+    {"link_adopt", engine_link_adopt, METH_VARARGS, "Take a connected socket to a relay over."},
+    {"link_write", engine_link_write, METH_VARARGS, "Bytes, or once it is open whole frames, to a relay."},
+    {"link_open", engine_link_open, METH_VARARGS, "It is logged in: it carries the packets of its region."},
+    {"link_close", engine_link_close, METH_VARARGS, "End a relay link; nothing is told of it any more."},
     {"stats", engine_stats, METH_NOARGS, "Counters of the engine."},
     {"peer_stats", engine_peer_stats, METH_VARARGS, "Counters of one peer."},
     {"last_timestamp", engine_last_timestamp, METH_NOARGS, "Newest handshake timestamp sent."},
@@ -828,6 +904,11 @@ static const struct {
     {"EV_KEYS", MN_EV_KEYS},
     {"KEYS_GONE", MN_KEYS_GONE},
     {"KEYS_CLOCK_BEHIND", MN_KEYS_CLOCK_BEHIND},
+    {"EV_LINK_READY", MN_EV_LINK_READY},
+    {"EV_LINK_DATA", MN_EV_LINK_DATA},
+    {"EV_LINK_FRAME", MN_EV_LINK_FRAME},
+    {"EV_LINK_PULSE", MN_EV_LINK_PULSE},
+    {"EV_LINK_ENDED", MN_EV_LINK_ENDED},
     {"GSO_AUTO", MN_GSO_AUTO},
     {"GSO_OFF", MN_GSO_OFF},
     {"GSO_NEVER_EQUAL", MN_GSO_NEVER_EQUAL},

@@ -199,20 +199,15 @@ static PyObject *relay_unlisten(PyObject *self, PyObject *unused)
 static PyObject *relay_adopt(PyObject *self, PyObject *args)
 {
     struct mn_relay *r = relay_of(self);
-    const char *host, *ca_file;
-    int fd, verify;
-    char why[256];
+    const char *host;
+    PyObject *tls;
+    int fd;
     uint64_t conn = 0;
     SSL_CTX *ctx = NULL;
-    if (r == NULL || !PyArg_ParseTuple(args, "izzi:adopt", &fd, &host, &ca_file, &verify))
+    if (r == NULL || !PyArg_ParseTuple(args, "iOs:adopt", &fd, &tls, &host))
         return NULL;
-    if (host != NULL) {
-        ctx = mn_tls_client_ctx(ca_file, verify != 0 ? MN_VERIFY_NAME : MN_VERIFY_NONE, why);
-        if (ctx == NULL) {
-            PyErr_SetString(PyExc_ValueError, why);
-            return NULL;
-        }
-    }
+    if (tls != Py_None && (ctx = mn_module_tls_of(tls)) == NULL)
+        return NULL;
     int err = mn_relay_adopt(r, fd, ctx, host, &conn);
     if (err != 0) {
         SSL_CTX_free(ctx);
@@ -328,7 +323,8 @@ static PyObject *relay_stats(PyObject *self, PyObject *unused)
     X(clients)
     X(keys_local)
     X(keys_remote)
-    X(watchers) X(homes) X(not_ideal) X(dup_keys) X(dup_conns) X(met)
+    X(watchers)
+    X(homes) X(not_ideal) X(dup_keys) X(dup_conns) X(met)
 #undef X
 #define X(name) bad |= set_number(dict, #name, s.name);
         X(accepts) X(accept_refused) X(accept_errors) X(crowded_out) X(tls_failed) X(login_late) X(logins) X(stalled)
@@ -415,10 +411,54 @@ static PyType_Spec relay_spec = {
     .slots = relay_slots,
 };
 
+/* ---- contexts of relays we dial ---- */
+
+static const char TLS_NAME[] = "meshnode.tls_context";
+
+static void drop_tls(PyObject *capsule)
+{
+    SSL_CTX_free(PyCapsule_GetPointer(capsule, TLS_NAME));
+}
+
+/* (CA file or None, whether OpenSSL verifies chain and name) → a context, made once for many connections. */
+static PyObject *tls_context(PyObject *module, PyObject *args)
+{
+    const char *ca_file;
+    int verifies;
+    char why[256];
+    (void)module;
+    if (!PyArg_ParseTuple(args, "zp:tls_context", &ca_file, &verifies))
+        return NULL;
+    SSL_CTX *ctx = mn_tls_client_ctx(ca_file, verifies ? MN_VERIFY_NAME : MN_VERIFY_NONE, why);
+    if (ctx == NULL) {
+        PyErr_SetString(PyExc_ValueError, why);
+        return NULL;
+    }
+    PyObject *capsule = PyCapsule_New(ctx, TLS_NAME, drop_tls);
+    if (capsule == NULL)
+        SSL_CTX_free(ctx);
+    return capsule;
+}
+
+SSL_CTX *mn_module_tls_of(PyObject *capsule)
+{
+    SSL_CTX *ctx = PyCapsule_GetPointer(capsule, TLS_NAME);
+    if (ctx != NULL)
+        SSL_CTX_up_ref(ctx);
+    return ctx;
+}
+
+static PyMethodDef functions[] = {
+    {"tls_context", tls_context, METH_VARARGS, "How relays we dial prove who they are."},
+    {NULL, NULL, 0, NULL},
+};
+
 int mn_module_add_relay(PyObject *module)
 {
     PyObject *type = PyType_FromModuleAndSpec(module, &relay_spec, NULL);
     int err = type == NULL ? -1 : PyModule_AddObjectRef(module, "Relay", type);
+    if (err == 0)
+        err = PyModule_AddFunctions(module, functions);
     Py_XDECREF(type);
     static const struct {
         const char *name;

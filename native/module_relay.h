@@ -4,6 +4,10 @@
 
 #include <Python.h>
 
+#include <openssl/types.h>
+
 int mn_module_add_relay(PyObject *module);
+/* The context of a tls_context() object, referenced once more; NULL: exception set. */
+SSL_CTX *mn_module_tls_of(PyObject *capsule);
 
 #endif

@@ -13,6 +13,7 @@ import asyncio
 import atexit
 import errno
 import os
+import socket
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -35,6 +36,7 @@ from meshnode.engine._native import (
     PATH_RELAY,
 )
 from meshnode.engine.flow import TunnelSocket
+from meshnode.engine.link import RelayStream, adopt
 from meshnode.engine.listener import Datagram, Datagrams, Listener, Received
 
 __all__ = ["GSO_AUTO", "GSO_NEVER_EQUAL", "GSO_OFF", "KEYS_CLOCK_BEHIND", "KEYS_GONE", "PATH_BOTH", "PATH_DIRECT",
@@ -94,6 +96,7 @@ class Engine:
         self._pings: dict[int, tuple[asyncio.Future[int], IP]] = {}
         self._listeners: dict[int, Listener] = {}
         self._datagrams: dict[int, Datagrams] = {}
+        self._streams: dict[int, RelayStream] = {}
         self._flows: weakref.WeakValueDictionary[int, TunnelSocket] = weakref.WeakValueDictionary()
         self._ended: dict[int, int] = {}
         self._pending: deque[tuple[Any, ...]] = deque()
@@ -139,6 +142,11 @@ class Engine:
             _native.EV_TUN_LOST: self._on_tun_lost,
             _native.EV_REBOUND: self._on_rebound,
             _native.EV_KEYS: self._on_keys,
+            _native.EV_LINK_READY: self._on_link_ready,
+            _native.EV_LINK_DATA: self._on_link_data,
+            _native.EV_LINK_FRAME: self._on_link_frame,
+            _native.EV_LINK_PULSE: self._on_link_pulse,
+            _native.EV_LINK_ENDED: self._on_link_ended,
         }
 
     @classmethod
@@ -251,6 +259,16 @@ class Engine:
     def inject(self, region: int, sender: NodePublic, data: bytes) -> None:
         """WireGuard bytes that came by relay."""
         self._native.inject(region, sender.raw, data)
+
+    async def adopt_relay(
+        self, sock: socket.socket, protocol: Any, tls: object | None, host: str, verified: str
+    ) -> RelayStream:
+        """Serve a connection to a relay: `sock` is connected and given up by its owner.
+
+        tls: of `_native.tls_context`, None: plain. host: the server name; verified: the name its certificate must
+        have, if `tls` verifies; '' is host. RelayError if TLS fails; the caller bounds the wait.
+        """
+        return await adopt(self._native, self._streams, self._request(), sock, protocol, tls, host, verified)
 
     def send_raw(self, ip: IP, port: int, data: bytes) -> None:
         """A datagram (DISCO, STUN) from the WireGuard port."""
@@ -408,6 +426,8 @@ class Engine:
             listener.close()
         for flow in list(self._datagrams.values()):
             flow.close()
+        for stream in list(self._streams.values()):
+            stream.on_ended("the engine stopped")
         self._connects.clear()
         self._native.release()
 
@@ -548,6 +568,26 @@ class Engine:
     def _on_rebound(self, number: int) -> None:
         if self.on_rebound is not None:
             self.on_rebound(number)
+
+    def _on_link_ready(self, req: int, certificate: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_ready(certificate)
+
+    def _on_link_data(self, req: int, data: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_data(data)
+
+    def _on_link_frame(self, req: int, kind: int, payload: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_frame(kind, payload)
+
+    def _on_link_pulse(self, req: int, heard: int, counts: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_pulse(heard, counts)
+
+    def _on_link_ended(self, req: int, was_open: int, why: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_ended(why.decode("utf-8", "replace"))
 
     def _on_ping(self, req: int, rtt_ns: int, number: int) -> None:
         future, ip = self._pings.get(req, (None, None))

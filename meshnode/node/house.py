@@ -127,6 +127,7 @@ class House:
             ca_file=node.ca_file,
             allow_insecure=node.insecure_relays,
             plain=node.plain_relays,
+            carrier=self.engine.adopt_relay,
         )
         self._rooms.push_async_callback(self.pool.aclose)
         report = self.wiring.on_home

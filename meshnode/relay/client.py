@@ -240,10 +240,16 @@ class RelayClient:
             self._private,
             self._lanes,
             clock=self._clock,
+            region=self.region.id,
             on_packet=self._take_packet,
             on_gone=lambda peer, reason: self._on_gone(self.region.id, peer, reason),
             on_health=self._take_health,
+            on_sent=self._note_sent,
         )
+
+    def _note_sent(self) -> None:
+        """The engine wrote to it without asking us."""
+        self.written_at = self._clock.now()
 
     def _take_packet(self, sender: bytes, data: bytes) -> None:
         self._on_packet(self.region.id, sender, data)

@@ -13,7 +13,7 @@ import hashlib
 import hmac
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +21,8 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from meshnode.base.errors import ProtocolError, RelayError
+from meshnode.engine import _native
+from meshnode.engine.link import RelayStream
 from meshnode.netmap.model import RelayNode, RelayRegion
 from meshnode.relay.link import Link
 from meshnode.run.scope import Scope
@@ -33,6 +35,9 @@ NO_FAMILY: Final = "none"
 PLAIN_PORT: Final = 3340
 """What a relay without TLS listens on when its map entry names no port."""
 
+Carrier = Callable[[socket.socket, Link, object | None, str, str], Awaitable[RelayStream]]
+"""(connected socket, protocol, TLS context or None, server name, name to verify or '') → the stream, after TLS."""
+
 FAILURES: Final = (OSError, TimeoutError, ssl.SSLError, RelayError, ProtocolError)
 
 
@@ -43,6 +48,9 @@ class DialOptions:
     ca_file: str = ""
     allow_insecure: bool = False
     plain: bool = False
+    carrier: Carrier | None = field(default=None, repr=False)
+    """Who serves the connection, TLS included; None: asyncio and ssl."""
+    _carried: dict[bool, object] = field(default_factory=dict, repr=False)
     _verifying: ssl.SSLContext | None = field(default=None, repr=False)
     _trusting: ssl.SSLContext | None = field(default=None, repr=False)
 
@@ -51,6 +59,18 @@ class DialOptions:
         if node.cert_name.startswith(PIN) or (node.insecure and self.allow_insecure):
             return self._unchecked()
         return self._checked()
+
+    def carried_context_for(self, node: RelayNode) -> object:
+        """The same for a carrier. RelayError if the CA file cannot be used."""
+        verifies = not (node.cert_name.startswith(PIN) or (node.insecure and self.allow_insecure))
+        if verifies not in self._carried:
+            try:
+                self._carried[verifies] = _native.tls_context(
+                    self.ca_file if verifies and self.ca_file else None, verifies
+                )
+            except ValueError as error:
+                raise RelayError(f"CA file {self.ca_file} cannot be used: {error}") from None
+        return self._carried[verifies]
 
     def _checked(self) -> ssl.SSLContext:
         """Chain checked against system roots and the CA file; the name is checked by `check_certificate`."""
@@ -115,7 +135,9 @@ async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Li
     loop = asyncio.get_running_loop()
     sock = await _connect(node, _port(node, options))
     try:
-        if options.plain:
+        if options.carrier is not None:
+            await _hand_over(node, options, options.carrier, sock, link)
+        elif options.plain:
             await loop.create_connection(lambda: link, sock=sock)
         else:
             context = options.context_for(node)
@@ -125,6 +147,14 @@ async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Li
         sock.close()
         raise
     await link.login(node.host, ideal if ideal != node.name else "")
+
+
+async def _hand_over(node: RelayNode, options: DialOptions, carrier: Carrier, sock: socket.socket, link: Link) -> None:
+    tls = None if options.plain else options.carried_context_for(node)
+    verified = "" if node.cert_name.startswith(PIN) else node.cert_name
+    stream = await carrier(sock, link, tls, node.host, verified)
+    if tls is not None and node.cert_name.startswith(PIN):
+        _check_pin(node, stream.certificate)
 
 
 def _port(node: RelayNode, options: DialOptions) -> int:

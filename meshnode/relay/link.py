@@ -18,6 +18,7 @@ from meshnode.base.errors import ProtocolError, RelayError
 from meshnode.base.keys import KEY_LEN, NodePrivate, NodePublic
 from meshnode.core.lanes import Lanes
 from meshnode.core.liveness import Liveness, Verdict
+from meshnode.engine.link import RelayStream
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.wire import derp
@@ -25,6 +26,8 @@ from meshnode.wire.http1 import ClientHttp
 
 WRITE_HIGH: Final = 256 * 1024
 WRITE_BATCH: Final = 128 * 1024
+STREAM_BATCH: Final = 32 * 1024
+"""About what is handed to a RelayStream at once."""
 REPLY_MAX: Final = 4096
 _log = get_logger("relay")
 
@@ -48,20 +51,26 @@ class Link(asyncio.Protocol):
         lanes: Lanes,
         *,
         clock: Clock,
+        region: int = 0,
         on_packet: Callable[[bytes, bytes], None],
         on_gone: Callable[[NodePublic, int], None],
         on_health: Callable[[str], None],
+        on_sent: Callable[[], None] = lambda: None,
     ) -> None:
-        """on_packet: (raw sender key, data)."""
+        """region: whose packets it carries, for a RelayStream. on_packet: (raw sender key, data)."""
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._private = private
         self._login = derp.ClientLogin(private)
         self._frames = derp.Frames(derp.TO_CLIENT)
         self._lanes = lanes
+        self._region = region
+        self._stream: RelayStream | None = None
+        self._is_native = False
         self._on_packet = on_packet
         self._on_gone = on_gone
         self._on_health = on_health
+        self._on_sent = on_sent
         self._phase = Phase.NEW
         self._transport: asyncio.Transport | None = None
         self._http: ClientHttp | None = None
@@ -84,6 +93,7 @@ class Link(asyncio.Protocol):
         """The stream stands (after TLS)."""
         transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._transport = transport
+        self._stream = transport if isinstance(transport, RelayStream) else None
         transport.set_write_buffer_limits(high=WRITE_HIGH)
 
     def data_received(self, data: bytes) -> None:
@@ -157,23 +167,55 @@ class Link(asyncio.Protocol):
         return response.rest
 
     def _consume_frames(self, data: bytes) -> None:
-        on_packet, now = self._on_packet, self._clock.now
         for kind, payload in self._frames.receive(data):
-            if kind == derp.RECV_PACKET:
-                if len(payload) >= KEY_LEN:
-                    on_packet(payload[:KEY_LEN], payload[KEY_LEN:])
-            elif kind == derp.SERVER_KEY:
-                self._greet(payload)
-            elif kind == derp.SERVER_INFO:
-                self.info = self._login.consume_server_info(payload)
-                if not self._logged_in.done():
-                    self._logged_in.set_result(None)
-            elif kind == derp.PING:
-                self.put_urgent(derp.emit_frame(derp.PONG, payload[: derp.PING_LEN]))
-            elif kind == derp.PONG:
-                self._pulse.hear_pong(now())
-            else:
-                self._consume_notice(kind, payload)
+            self._consume_frame(kind, payload)
+        if self._stream is not None and self._phase is Phase.OPEN and not self._is_native:
+            self._is_native = True
+            self._stream.start_frames(self._region, self._frames.give_up())
+            self._flush()
+
+    def _consume_frame(self, kind: int, payload: bytes) -> None:
+        if kind == derp.RECV_PACKET:
+            if len(payload) >= KEY_LEN:
+                self._on_packet(payload[:KEY_LEN], payload[KEY_LEN:])
+        elif kind == derp.SERVER_KEY:
+            self._greet(payload)
+        elif kind == derp.SERVER_INFO:
+            self.info = self._login.consume_server_info(payload)
+            if not self._logged_in.done():
+                self._logged_in.set_result(None)
+        elif kind == derp.PING:
+            self.put_urgent(derp.emit_frame(derp.PONG, payload[: derp.PING_LEN]))
+        elif kind == derp.PONG:
+            self._pulse.hear_pong(self._clock.now())
+        else:
+            self._consume_notice(kind, payload)
+
+    # --- a stream that moves packets by itself ---
+
+    def frame_received(self, kind: int, payload: bytes) -> None:
+        """A frame that is no WireGuard packet."""
+        if self._phase is Phase.CLOSED:
+            return
+        self._pulse.hear(self._clock.now())
+        try:
+            self._consume_frame(kind, payload)
+        except (ProtocolError, RelayError) as error:
+            self._end(str(error))
+
+    def pulse(self, heard: bool) -> None:
+        """Bytes came or left without our seeing them."""
+        if self._phase is Phase.CLOSED:
+            return
+        if self._stream is not None:
+            self.rx_bytes, self.tx_bytes = self._stream.rx_bytes, self._stream.tx_bytes
+        now = self._clock.now()
+        if heard:
+            self._pulse.hear(now)
+        elif self._pulse.note_sent(now):
+            self._arm_pulse()
+        if not heard:
+            self._on_sent()
 
     def _greet(self, payload: bytes) -> None:
         self._login.consume_server_key(payload)
@@ -181,7 +223,8 @@ class Link(asyncio.Protocol):
             self._write(self._login.create_client_info(self._clock.entropy(derp.NONCE_LEN)))
             self._phase = Phase.OPEN
             self._arm_pulse()
-            self._flush()
+            if self._stream is None:
+                self._flush()
 
     def _consume_notice(self, kind: int, payload: bytes) -> None:
         """What a relay says about itself and others. A frame cut short is dropped, not fatal."""
@@ -204,17 +247,19 @@ class Link(asyncio.Protocol):
 
     def schedule_flush(self) -> None:
         """Something is in the lanes: write it, joined with the rest of this loop turn."""
-        if self._phase is Phase.OPEN and not self._flush_due and not self._is_paused:
+        is_open = self._phase is Phase.OPEN and (self._stream is None or self._is_native)
+        if is_open and not self._flush_due and not self._is_paused:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
-        if self._phase is not Phase.OPEN:
+        if self._phase is not Phase.OPEN or (self._stream is not None and not self._is_native):
             return
         now = self._clock.now()
         wrote = False
-        while not self._is_paused and (batch := self._lanes.take(WRITE_BATCH, now)):
+        limit = WRITE_BATCH if self._stream is None else STREAM_BATCH
+        while not self._is_paused and (batch := self._lanes.take(limit, now)):
             self._write(batch)
             wrote = True
         if wrote and self._pulse.note_sent(now):

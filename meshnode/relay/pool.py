@@ -17,7 +17,7 @@ from meshnode.base.bounds import DERP_PACKET_MAX, PEERS_MAX, RELAY_REGIONS_MAX
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.netmap.model import RelayMap
 from meshnode.relay.client import RegionStatus, RelayClient, RelayState
-from meshnode.relay.dial import DialOptions
+from meshnode.relay.dial import Carrier, DialOptions
 from meshnode.run.clock import Clock
 from meshnode.run.scope import Scope
 from meshnode.wire.disco import is_disco
@@ -44,11 +44,15 @@ class RelayPool:
         ca_file: str = "",
         allow_insecure: bool = False,
         plain: bool = False,
+        carrier: Carrier | None = None,
     ) -> None:
-        """allow_insecure: honour the map's InsecureForTests; plain: speak HTTP without TLS to every relay."""
+        """allow_insecure: honour the map's InsecureForTests; plain: speak HTTP without TLS to every relay.
+
+        carrier: who serves the connections (`Engine.adopt_relay`); None: this loop, a packet at a time.
+        """
         self._private = private
         self._clock = clock or Clock()
-        self._options = DialOptions(ca_file, allow_insecure, plain)
+        self._options = DialOptions(ca_file, allow_insecure, plain, carrier)
         self._scope = Scope("relays")
         self._map = RelayMap()
         self._clients: dict[RegionId, RelayClient] = {}

@@ -107,6 +107,13 @@ class Frames:
             self._kept = data[pos:]
         return out
 
+    def give_up(self) -> bytes:
+        """What is kept of a frame that is not whole yet, for whoever reads on; this object is done."""
+        if self._skip:
+            raise RemoteProtocolError("a frame of unknown type during the login")
+        kept, self._kept = self._kept, b""
+        return kept
+
     def _pass_by(self, kind: int, length: int, missing: int) -> None:
         if length > DERP_FRAME_MAX:
             raise RemoteProtocolError(f"relay frame of unknown type {kind:#04x} claims {length} bytes")

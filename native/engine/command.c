@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <openssl/crypto.h>
+#include <openssl/ssl.h>
 
 int mn_commands_init(struct mn_commands *q)
 {
@@ -35,6 +36,13 @@ void mn_command_done(struct mn_command *cmd)
         OPENSSL_cleanse(cmd->blob, cmd->len);
     free(cmd->blob);
     cmd->blob = NULL;
+    if (cmd->kind == MN_CMD_LINK_ADOPT) {
+        if (cmd->fd >= 0)
+            close(cmd->fd);
+        SSL_CTX_free(cmd->ctx);
+        cmd->fd = -1;
+        cmd->ctx = NULL;
+    }
     if (cmd->kind == MN_CMD_SET_PRIVATE_KEY)
         OPENSSL_cleanse(cmd->key, sizeof cmd->key);
 }

@@ -35,7 +35,11 @@ enum mn_command_kind {
     MN_CMD_TUN_MERGE,  /* mode: what shall be merged */
     MN_CMD_REBIND,
     MN_CMD_SET_OFFLOADS, /* mode: enum mn_gso; number: whether GRO is off */
-    MN_CMD_STATS,        /* answered in place: see mn_engine_call */
+    MN_CMD_LINK_ADOPT,   /* fd, ctx; blob: host and verified name, each with its zero */
+    MN_CMD_LINK_WRITE,   /* blob */
+    MN_CMD_LINK_OPEN,    /* region; blob: frames that came already */
+    MN_CMD_LINK_CLOSE,
+    MN_CMD_STATS, /* answered in place: see mn_engine_call */
     MN_CMD_PEER_STATS,
     MN_CMDS,
 };
@@ -60,6 +64,8 @@ struct mn_command {
     };
     uint8_t *blob;
     size_t len;
+    int fd;                 /* LINK_ADOPT's, closed with the command unless it was taken */
+    struct ssl_ctx_st *ctx; /* LINK_ADOPT's, given back with the command */
 };
 
 struct mn_commands {

@@ -177,6 +177,7 @@ void mn_engine_destroy(struct mn_engine *e)
         mn_bridges_stop(e);
     drop_cores(e);
     mn_requests_destroy(e);
+    mn_links_destroy(e);
     mn_tun_close(e);
     mn_tunnel_destroy(e);
     mn_bridges_destroy(&e->flows);
@@ -276,6 +277,8 @@ static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready,
                 (void)mn_sock_drain_errors(&e->socks, family);
         } else if (tag == MN_TAG_TUN) {
             e->tun.is_ready = true;
+        } else if (tag >= MN_TAG_LINKS && tag < MN_TAG_LINKS + MN_LINKS_MAX) {
+            mn_links_ready(e, (uint32_t)(tag - MN_TAG_LINKS), ready[i].events);
         } else if (tag == MN_TAG_COMMANDS) {
             (void)eventfd_read(e->commands.fd, &ignored);
         } else {
@@ -298,12 +301,14 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
     for (int family = 0; family < 2; family++)
         if ((sockets & (1u << family)) != 0)
             did |= read_udp(e, family);
+    did |= mn_links_read(e);
     did |= mn_tun_read(e);
     did |= e->flows.queue_count > 0;
     (void)mn_bridges_serve(e);
     did |= run_deadlines(e);
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
+    mn_links_flush(e);
     mn_events_signal(&e->events);
     if (did)
         mn_spin_worked(&e->spin, e->now_ns, mn_clock_ns());
@@ -320,6 +325,8 @@ static void wind_up(struct mn_engine *e)
     mn_bridges_stop(e);
     mn_stack_flush(e->stack, e->now_ns);
     mn_sock_flush(&e->socks);
+    mn_links_flush(e);
+    mn_links_destroy(e);
     mn_tun_close(e);          /* and the interface, with its addresses and routes */
     mn_sock_close(&e->socks); /* the ports are free at once, however long the object is held */
     drop_cores(e);

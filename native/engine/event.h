@@ -36,6 +36,11 @@ enum mn_event_kind {
     MN_EV_TUN_LOST,
     MN_EV_REBOUND,
     MN_EV_KEYS, /* what: enum mn_keys_notice */
+    MN_EV_LINK_READY,
+    MN_EV_LINK_DATA,
+    MN_EV_LINK_FRAME,
+    MN_EV_LINK_PULSE,
+    MN_EV_LINK_ENDED,
 };
 
 enum mn_keys_notice { MN_KEYS_GONE = 1, MN_KEYS_CLOCK_BEHIND = 2 };

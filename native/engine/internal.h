@@ -9,6 +9,7 @@
 #include "../wg/wg.h"
 #include "bridges.h"
 #include "engine.h"
+#include "links.h"
 #include "requests.h"
 #include "sleep.h"
 #include "spin.h"
@@ -22,6 +23,7 @@
 #define MN_TAG_UDP4 (UINT64_MAX - 0)
 #define MN_TAG_UDP6 (UINT64_MAX - 1)
 #define MN_TAG_COMMANDS (UINT64_MAX - 2)
+#define MN_TAG_LINKS (UINT64_MAX - 128) /* and the MN_LINKS_MAX - 1 above */
 #define MN_TAG_TUN (UINT64_MAX - 9)
 
 #define MN_ENGINE_COUNTERS(X)                                                                                          \
@@ -67,6 +69,7 @@ struct mn_engine {
     struct mn_bridges flows;
     struct mn_requests requests;
     struct mn_tun tun;
+    struct mn_links links;
     struct mn_calls calls;
     struct mn_sleep sleep;
     struct mn_engine_stats stats;

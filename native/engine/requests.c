@@ -298,6 +298,12 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         mn_sock_flush(&e->socks);
         mn_sock_set_offloads(&e->socks, (enum mn_gso)cmd->mode, cmd->number != 0);
         return 0;
+    case MN_CMD_LINK_ADOPT:
+    case MN_CMD_LINK_WRITE:
+    case MN_CMD_LINK_OPEN:
+    case MN_CMD_LINK_CLOSE:
+        mn_links_run(e, cmd);
+        return 0;
     case MN_CMD_STATS:
     case MN_CMD_PEER_STATS:
     case MN_CMDS:

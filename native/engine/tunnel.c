@@ -64,7 +64,8 @@ static void send_by_relay(struct mn_engine *e, struct mn_peer *p, const uint8_t 
 {
     p->tx_relay += len;
     e->stats.tx_relay++;
-    mn_tell_relay_send(e, p->key, p->region, pkt, len);
+    if (!mn_links_send(e, p->region, p->key, pkt, len))
+        mn_tell_relay_send(e, p->key, p->region, pkt, len);
 }
 
 static void send_initiation(struct mn_engine *e, struct mn_peer *p, unsigned attempt, const uint8_t *pkt, size_t len)
@@ -116,7 +117,8 @@ static void send_answer(struct mn_engine *e, uint32_t peer, const struct mn_path
     if (p != NULL)
         p->tx_relay += len;
     e->stats.tx_relay++;
-    mn_tell_relay_send(e, key, to->region, pkt, len);
+    if (!mn_links_send(e, to->region, key, pkt, len))
+        mn_tell_relay_send(e, key, to->region, pkt, len);
 }
 
 /* ---- the device's upcalls ---- */

@@ -116,7 +116,7 @@ static struct mn_relay_conn *make(struct mn_relay *r, int fd, SSL_CTX *ctx, bool
     struct mn_relay_conn *c = calloc(1, sizeof *c);
     if (c == NULL)
         return NULL;
-    if (!mn_tls_start(&c->stream, fd, ctx, &r->wires, is_client, host)) {
+    if (!mn_tls_start(&c->stream, fd, ctx, &r->wires, is_client, host, NULL)) {
         free(c);
         return NULL;
     }
@@ -198,16 +198,8 @@ void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, con
     r->random = r->random * 6364136223846793005ULL + 1442695040888963407ULL;
     c->keep_alive_at_ms = r->now_ms + r->cfg.keep_alive_ms + jitter;
     r->stats.logins++;
-    if (len > 0) {
-        uint8_t *copy = malloc(len);
-        if (copy == NULL) {
-            mn_relay_conn_stop(r, c, MN_WHY_NO_MEMORY);
-            return;
-        }
-        memcpy(copy, rest, len);
-        mn_relay_conn_take_frames(r, c, copy, len);
-        free(copy);
-    }
+    if (len > 0)
+        mn_relay_conn_take_frames(r, c, rest, len);
     if (c->stream.fd < 0)
         return;
     mn_hub_mark_dirty(&r->hub, k);
@@ -246,9 +238,9 @@ void mn_relay_conn_stop(struct mn_relay *r, struct mn_relay_conn *c, enum mn_rel
     r->stats.tx_bytes += c->stream.tx_bytes;
     r->stats.conns--;
     mn_tls_stop(&c->stream); /* closing takes it out of epoll */
-    free(c->carry);
+    r->stats.unknown_frames += c->reader.skipped;
+    mn_frame_reader_free(&c->reader);
     free(c->websocket);
-    c->carry = NULL;
     c->websocket = NULL;
     c->next_dead = r->dead;
     r->dead = c;

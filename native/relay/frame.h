@@ -73,6 +73,21 @@ enum mn_frame_found {
 /* The frame that begins at p, of which n bytes are here. */
 enum mn_frame_found mn_frame_next(const uint8_t *p, size_t n, struct mn_frame *f);
 
+/* A stream of frames as it comes in pieces: what the last read left, and what is still to be passed over. */
+struct mn_frame_reader {
+    uint8_t *kept;
+    uint32_t kept_len, skip;
+    uint64_t skipped; /* frames of unknown type */
+};
+/* Copy what was kept to the front of p (room for a whole frame at least); returns how much. */
+size_t mn_frame_reader_front(const struct mn_frame_reader *r, uint8_t *p);
+/* The next frame at or behind *at of the n bytes at p; *at moves past it. MORE: no whole one is left. */
+enum mn_frame_found mn_frame_reader_next(struct mn_frame_reader *r, const uint8_t *p, size_t n, size_t *at,
+                                         struct mn_frame *f);
+/* Keep the n bytes from p, the beginning of a frame. False: no memory. */
+bool mn_frame_reader_keep(struct mn_frame_reader *r, const uint8_t *p, size_t n);
+void mn_frame_reader_free(struct mn_frame_reader *r);
+
 /* Is a relayed packet DISCO (it keeps paths alive and goes first)? By its first bytes: who forges them gains nothing
  * but the small urgent lane. */
 bool mn_frame_is_disco(const uint8_t *packet, size_t len);

@@ -120,61 +120,30 @@ static bool on_frame(struct mn_relay *r, struct mn_relay_conn *c, const struct m
     }
 }
 
-/* Keep the beginning of a frame for the next read. */
-static void keep(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t *p, size_t n)
-{
-    free(c->carry);
-    c->carry = NULL;
-    c->carry_len = 0;
-    if (n == 0)
-        return;
-    c->carry = malloc(n);
-    if (c->carry == NULL) {
-        mn_relay_conn_stop(r, c, MN_WHY_NO_MEMORY);
-        return;
-    }
-    memcpy(c->carry, p, n);
-    c->carry_len = (uint32_t)n;
-}
-
 /* Bytes of the frame stream, what was kept of it in front. */
-void mn_relay_conn_take_frames(struct mn_relay *r, struct mn_relay_conn *c, uint8_t *p, size_t n)
+void mn_relay_conn_take_frames(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t *p, size_t n)
 {
     size_t at = 0;
     struct mn_frame f;
-    enum mn_frame_found found = MN_FRAME_MORE;
+    enum mn_frame_found found;
     c->heard_ms = r->now_ms;
     c->was_pinged = false;
     mn_hub_note_activity(&r->hub, &c->client, (uint32_t)r->now_ms);
-    for (;;) {
-        if (c->skip > 0) {
-            size_t k = n - at < c->skip ? n - at : c->skip;
-            c->skip -= (uint32_t)k;
-            at += k;
-        }
-        found = mn_frame_next(p + at, n - at, &f);
-        if (found == MN_FRAME_SKIP) {
-            r->stats.unknown_frames++;
-            at += MN_FRAME_HEADER;
-            c->skip = f.len;
-            continue;
-        }
-        if (found != MN_FRAME_WHOLE)
-            break;
-        at += MN_FRAME_HEADER + (size_t)f.len;
-        if (!on_frame(r, c, &f)) {
+    while ((found = mn_frame_reader_next(&c->reader, p, n, &at, &f)) == MN_FRAME_WHOLE) {
+        bool is_good = on_frame(r, c, &f);
+        if (c->stream.fd < 0)
+            return;
+        if (!is_good) {
             found = MN_FRAME_TOO_BIG;
             break;
         }
-        if (c->stream.fd < 0)
-            return;
     }
     if (found == MN_FRAME_TOO_BIG) {
         r->stats.protocol_errors++;
         mn_relay_conn_stop(r, c, MN_WHY_PROTOCOL);
-        return;
+    } else if (!mn_frame_reader_keep(&c->reader, p + at, n - at)) {
+        mn_relay_conn_stop(r, c, MN_WHY_NO_MEMORY);
     }
-    keep(r, c, p + at, n - at);
 }
 
 /* ---- rates ---- */
@@ -233,9 +202,7 @@ static void to_python(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t
 /* All that was fetched; false: the connection is gone. */
 static bool read_plain(struct mn_relay *r, struct mn_relay_conn *c)
 {
-    size_t kept = c->carry_len;
-    if (kept > 0)
-        memcpy(r->plain, c->carry, kept);
+    size_t kept = mn_frame_reader_front(&c->reader, r->plain);
     ptrdiff_t n = mn_tls_read(&c->stream, r->plain + kept, MN_RELAY_PLAIN - kept);
     if (n > 0)
         n = unwrap(c, r->plain + kept, (size_t)n);

@@ -46,9 +46,7 @@ struct mn_relay_conn {
     bool is_throttled; /* it has sent more than its rate */
     bool has_websocket, acks_pings, is_adopted, is_guarded, was_pinged;
     uint32_t events; /* that epoll watches */
-    uint32_t skip;   /* bytes of an unknown frame still to come */
-    uint8_t *carry;  /* the beginning of a frame */
-    uint32_t carry_len;
+    struct mn_frame_reader reader;
     uint64_t accepted_ms, heard_ms, login_by_ms, keep_alive_at_ms, stalled_ms, refill_at_ms;
     int64_t tokens;
     uint64_t rate, burst;
@@ -148,7 +146,7 @@ void mn_relay_conn_on_timer(struct mn_relay *r, struct mn_relay_conn *c);
 
 /* input.c: what arrives */
 void mn_relay_conn_on_readable(struct mn_relay *r, struct mn_relay_conn *c);
-void mn_relay_conn_take_frames(struct mn_relay *r, struct mn_relay_conn *c, uint8_t *p, size_t n);
+void mn_relay_conn_take_frames(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t *p, size_t n);
 
 /* output.c: what leaves */
 void mn_relay_conn_on_writable(struct mn_relay *r, struct mn_relay_conn *c);

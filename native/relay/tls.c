@@ -87,7 +87,7 @@ static const BIO_METHOD *wire_method(void)
 
 /* ---- life ---- */
 
-static SSL *make_ssl(struct mn_tls *s, SSL_CTX *ctx, bool is_client, const char *host)
+static SSL *make_ssl(struct mn_tls *s, SSL_CTX *ctx, bool is_client, const char *host, const char *verified)
 {
     const BIO_METHOD *method = wire_method();
     SSL *ssl = SSL_new(ctx);
@@ -107,21 +107,27 @@ static SSL *make_ssl(struct mn_tls *s, SSL_CTX *ctx, bool is_client, const char 
     SSL_set_connect_state(ssl);
     if (host == NULL)
         return ssl;
+    if (verified == NULL)
+        verified = host;
     X509_VERIFY_PARAM *p = SSL_get0_param(ssl);
-    bool is_address = X509_VERIFY_PARAM_set1_ip_asc(p, host) == 1;
-    if (!is_address && (SSL_set_tlsext_host_name(ssl, host) != 1 || SSL_set1_host(ssl, host) != 1)) {
-        SSL_free(ssl);
-        return NULL;
-    }
-    return ssl;
+    ASN1_OCTET_STRING *address = a2i_IPADDRESS(host);
+    bool is_named = address != NULL || SSL_set_tlsext_host_name(ssl, host) == 1; /* an address is no server name */
+    ASN1_OCTET_STRING_free(address);
+    bool is_checked = X509_VERIFY_PARAM_set1_ip_asc(p, verified) == 1 || SSL_set1_host(ssl, verified) == 1;
+    ERR_clear_error();
+    if (is_named && is_checked)
+        return ssl;
+    SSL_free(ssl);
+    return NULL;
 }
 
-bool mn_tls_start(struct mn_tls *s, int fd, SSL_CTX *ctx, struct mn_wires *wires, bool is_client, const char *host)
+bool mn_tls_start(struct mn_tls *s, int fd, SSL_CTX *ctx, struct mn_wires *wires, bool is_client, const char *host,
+                  const char *verified)
 {
     *s = (struct mn_tls){.fd = fd, .wires = wires, .is_shaken = ctx == NULL};
     if (ctx == NULL)
         return true;
-    s->ssl = make_ssl(s, ctx, is_client, host);
+    s->ssl = make_ssl(s, ctx, is_client, host, verified);
     return s->ssl != NULL;
 }
 
@@ -397,8 +403,8 @@ SSL_CTX *mn_tls_client_ctx(const char *ca_file, enum mn_tls_verify verify, char 
         explain(why, "TLS cannot be set up");
         return NULL;
     }
-    bool ok =
-        ca_file != NULL ? SSL_CTX_load_verify_file(ctx, ca_file) == 1 : SSL_CTX_set_default_verify_paths(ctx) == 1;
+    bool ok = verify == MN_VERIFY_NONE || SSL_CTX_set_default_verify_paths(ctx) == 1;
+    ok = ok && (ca_file == NULL || SSL_CTX_load_verify_file(ctx, ca_file) == 1);
     if (!ok) {
         explain(why, ca_file != NULL ? ca_file : "the system's certificate roots");
         SSL_CTX_free(ctx);

@@ -48,9 +48,10 @@ enum mn_tls_result {
     MN_TLS_BROKEN = -3,
 };
 
-/* Takes fd over when it returns true. ctx NULL: plain. host: a client's server name for SNI and verification, NULL for
- * a server. */
-bool mn_tls_start(struct mn_tls *s, int fd, SSL_CTX *ctx, struct mn_wires *wires, bool is_client, const char *host);
+/* Takes fd over when it returns true. ctx NULL: plain. host: a client's server name, NULL for a server. verified: the
+ * name its certificate must have, NULL: host. */
+bool mn_tls_start(struct mn_tls *s, int fd, SSL_CTX *ctx, struct mn_wires *wires, bool is_client, const char *host,
+                  const char *verified);
 void mn_tls_stop(struct mn_tls *s);
 
 /* Go on with the handshake: OK when it is done. */
@@ -75,8 +76,8 @@ static inline bool mn_tls_can_write(const struct mn_tls *s)
 /* A server's: chain and key as PEM, and certificates in DER to append to the chain. NULL with a line in why. */
 SSL_CTX *mn_tls_server_ctx(const char *pem, size_t pem_len, const uint8_t *extra, size_t extra_len,
                            char why[static 256]);
-enum mn_tls_verify { MN_VERIFY_NAME, MN_VERIFY_PIN, MN_VERIFY_NONE };
-/* A client's. ca_file NULL: the system's roots. */
+enum mn_tls_verify { MN_VERIFY_NAME, MN_VERIFY_NONE };
+/* A client's: the system's roots and those of ca_file, which may be NULL. NONE: the caller looks at the certificate. */
 SSL_CTX *mn_tls_client_ctx(const char *ca_file, enum mn_tls_verify verify, char why[static 256]);
 
 #endif

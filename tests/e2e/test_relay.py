@@ -21,6 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from meshnode.base.addr import RegionId
 from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.engine.engine import Engine
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
 from meshnode.relay.admit import allow_keys
 from meshnode.relay.pool import RelayPool, RelayState
@@ -109,6 +110,7 @@ class Bed:
     def __init__(self) -> None:
         self.pools: list[RelayPool] = []
         self.servers: list[RelayServer] = []
+        self.engines: list[Engine] = []
 
     async def server(self, port: int = 0, **about: Any) -> RelayServer:
         server = RelayServer(clock=CLOCK, **about)
@@ -119,6 +121,10 @@ class Bed:
     async def client(self, relays: RelayMap, *, connected: bool = True, **about: Any) -> Client:
         private = about.pop("private", None) or NodePrivate.generate(CLOCK.entropy)
         home = about.pop("home", REGION)
+        if about.pop("carried", False):
+            engine = await Engine.start(private)
+            self.engines.append(engine)
+            about["carrier"] = engine.adopt_relay
         client = Client(RelayPool(private, clock=CLOCK, **about), private.public())
         self.pools.append(client.pool)
         client.pool.on_packet = lambda *a: client.got.append(a)
@@ -134,6 +140,8 @@ class Bed:
         for pool in self.pools:
             assert not pool.failed.done() or pool.failed.cancelled()
             await pool.aclose()
+        for engine in self.engines:
+            await engine.aclose()
         for server in self.servers:
             await server.aclose()
             assert not server.client_count
@@ -155,12 +163,12 @@ def run(scenario: Callable[[Bed], Awaitable[None]], *, uvloop: bool = False) -> 
         asyncio.run(main())
 
 
-async def exchange(a: Client, b: Client) -> None:
+async def exchange(a: Client, b: Client, packet: bytes = b"\x04" + bytes(1000)) -> None:
     for sender, receiver in ((a, b), (b, a)):
         before = len(receiver.got)
-        assert sender.pool.send(REGION, receiver.key, b"\x04" + bytes(1000))
+        assert sender.pool.send(REGION, receiver.key, packet)
         await until(lambda r=receiver, n=before: len(r.got) > n)
-        assert receiver.got[-1] == (REGION, sender.key, b"\x04" + bytes(1000))
+        assert receiver.got[-1] == (REGION, sender.key, packet)
 
 
 @pytest.mark.parametrize("uvloop", [False, True])
@@ -602,5 +610,108 @@ def test_a_handler_that_fails_costs_one_packet_and_no_connection() -> None:
         b.pool.on_packet = good
         await exchange(a, b)
         assert told == ["a packet that came by relay could not be handled"] and b.states[-1] is RelayState.CONNECTED
+
+    run(scenario)
+
+
+# --- the same with connections that the engine serves ---
+
+
+@pytest.mark.parametrize("uvloop", [False, True])
+@pytest.mark.parametrize("how", ["plain", "ca_file", "pin", "insecure", "name"])
+def test_the_engine_carries(how: str, uvloop: bool, certificate: Certificate) -> None:
+    """Both ends served by engines: every way to trust, DISCO both ways, notices, and a relay that restarts."""
+
+    async def scenario(bed: Bed) -> None:
+        tls = None if how == "plain" else certificate.server()
+        server = await bed.server(tls=tls)
+        about: dict[str, Any] = {"ca_file": str(certificate.path)} if how in ("ca_file", "name") else {}
+        changes: dict[str, Any] = {}
+        if how == "pin":
+            changes = {"cert_name": certificate.pin}
+        elif how == "name":
+            changes = {"host": "relay.invalid", "cert_name": "localhost"}
+        elif how == "insecure":
+            changes, about = {"insecure": True}, {"allow_insecure": True}
+        elif how == "plain":
+            about = {"plain": True}
+        relays = with_node(server.region("127.0.0.1"), **changes)
+        a, b = [await bed.client(relays, carried=True, **about) for _ in range(2)]
+        await exchange(a, b, DISCO)
+        await until(lambda: all(m.is_home for c in (a, b) for m in server.find(c.key)))
+        await until(lambda: a.pool.status()[0].tx_bytes > 0 and a.pool.status()[0].rx_bytes > 0)
+        absent = NodePrivate.generate(CLOCK.entropy).public()
+        a.pool.send(REGION, absent, DISCO)
+        await until(lambda: (REGION, absent, derp.GONE_NOT_HERE) in a.gone)
+        port = server.port
+        await server.aclose()
+        await until(lambda: a.state() is not RelayState.CONNECTED and b.state() is not RelayState.CONNECTED)
+        await bed.server(port, private=server.private, tls=tls)
+        await until(lambda: a.state() is RelayState.CONNECTED and b.state() is RelayState.CONNECTED)
+        await exchange(a, b, DISCO)
+
+    run(scenario, uvloop=uvloop)
+
+
+@pytest.mark.parametrize(
+    ("changes", "about", "words"),
+    [
+        ({}, {}, "its certificate is not trusted: self"),
+        ({"host": "relay.invalid"}, {"ca": True}, "its certificate is not trusted: hostname mismatch"),
+        ({"insecure": True}, {}, "its certificate is not trusted: self"),
+        ({"cert_name": "sha256-raw:" + "0" * 64}, {}, "not the one pinned"),
+        ({"cert_name": "other.example"}, {"ca": True}, "its certificate is not trusted: hostname mismatch"),
+    ],
+)
+def test_the_engine_skips_no_certificate(
+    changes: dict[str, Any], about: dict[str, Any], words: str, certificate: Certificate
+) -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server(tls=certificate.server())
+        options = {"ca_file": str(certificate.path)} if about else {}
+        relays = with_node(server.region("127.0.0.1"), **changes)
+        client = await bed.client(relays, connected=False, carried=True, **options)
+        await until(lambda: client.pool.status()[0].error)
+        assert words in client.pool.status()[0].error
+        assert RelayState.CONNECTED not in client.states and not server.client_count
+
+    run(scenario)
+
+
+def test_the_engine_refuses_what_is_no_relay() -> None:
+    async def scenario(bed: Bed) -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read(4096)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            writer.close()
+
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        node = RelayNode("900a", REGION, "127.0.0.1", port=server.sockets[0].getsockname()[1])
+        relays = RelayMap({REGION: RelayRegion(REGION, "x", "x", (node,))})
+        plain = await bed.client(relays, plain=True, connected=False, carried=True)
+        await until(lambda: plain.pool.status()[0].error)
+        assert "HTTP status 200" in plain.pool.status()[0].error
+        tls = await bed.client(relays, connected=False, carried=True)
+        await until(lambda: tls.pool.status()[0].error)
+        assert "TLS failed" in tls.pool.status()[0].error
+        server.close()
+
+    run(scenario)
+
+
+def test_a_silent_relay_is_noticed_by_the_engines_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("ACTIVE_S", "IDLE_S", "PONG_MIN_S"):
+        monkeypatch.setattr(f"meshnode.core.liveness.{name}", 0.05)
+
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        wire = await Wire.start(server.port)
+        client = await bed.client(with_node(server.region("127.0.0.1"), port=wire.port), plain=True, carried=True)
+        await until(lambda: client.pool.status()[0].rtt_s is not None)
+        wire.is_frozen = True
+        await until(lambda: "silent" in client.pool.status()[0].error or wire.accepts > 1)
+        wire.is_frozen = False
+        await until(lambda: client.state() is RelayState.CONNECTED)
+        await wire.aclose()
 
     run(scenario)
