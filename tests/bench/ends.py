@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import os
 import random
@@ -43,16 +44,17 @@ tailscaled's SOCKS5 door takes it for the end of both directions.)"""
 DIAL_S = 20.0
 
 
-def make_block() -> bytes:
-    """The same bytes as the Go end makes: a receiver checks samples of them against their position."""
+@functools.cache
+def the_block() -> bytes:
+    """The same bytes as the Go end makes: a receiver checks samples of them against their position.
+
+    Made when first needed: it is no part of an idle node.
+    """
     x, out = 1, bytearray(BLOCK)
     for i in range(BLOCK):
         x = (x * 1664525 + 1013904223) & 0xFFFFFFFF
         out[i] = x >> 24
     return bytes(out) + bytes(out[:SAMPLE])
-
-
-BLOCK_BYTES = make_block()
 
 
 def header(kind: str) -> bytes:
@@ -87,7 +89,7 @@ class Sink(asyncio.BufferedProtocol):
         if (self.total - 1) % BLOCK == 0 and self.buffer[count - 1] == END[0]:
             numbers = (self.total, self.first, self.last, self.wrong)
             self.transport.write(b"".join(n.to_bytes(8, "big") for n in numbers))
-        elif self.buffer[:sample] != BLOCK_BYTES[at : at + sample]:
+        elif self.buffer[:sample] != the_block()[at : at + sample]:
             self.wrong += 1
 
 
@@ -165,7 +167,7 @@ def upload_one(sock: Any, until: float) -> list[int]:
     """[sent, received, first ns, last ns, wrong samples]"""
     with plain(sock):
         sock.sendall(header("U"))
-        view, sent = memoryview(BLOCK_BYTES)[:BLOCK], 0
+        view, sent = memoryview(the_block())[:BLOCK], 0
         while time.monotonic() < until:
             sock.sendall(view)
             sent += BLOCK

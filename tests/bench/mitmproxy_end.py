@@ -16,7 +16,7 @@ import time
 import types
 from typing import Any
 
-from ends import BLOCK, BLOCK_BYTES, END, HEADER, SAMPLE, Driver, obey
+from ends import BLOCK, END, HEADER, SAMPLE, Driver, obey, the_block
 
 PORT = 51820
 READ = 65536
@@ -59,7 +59,7 @@ async def sink(stream: Any, data: bytes) -> None:
                 break
             # A read may cross the end of the block, which the sample behind it repeats.
             sample = min(len(data), SAMPLE)
-            wrong += data[:sample] != BLOCK_BYTES[at : at + sample]
+            wrong += data[:sample] != the_block()[at : at + sample]
         data = await stream.read(READ)
         if not data:
             return
