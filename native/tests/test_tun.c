@@ -3,6 +3,10 @@
  * the interface's end. */
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if.h>
+#include <linux/if_tun.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -366,6 +370,75 @@ static void test_names(void)
     close(fd);
 }
 
+static void bring_up(const char *name)
+{
+    struct ifreq ifr = {.ifr_flags = IFF_UP};
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    memcpy(ifr.ifr_name, name, strlen(name) + 1);
+    CHECK_INT(ioctl(fd, SIOCSIFFLAGS, &ifr), 0);
+    close(fd);
+}
+
+/* The kernel takes what merging makes of packets, of either kind and family, and refuses a header that lies. */
+static void write_merged(int fd, unsigned merge)
+{
+    static uint8_t packets[4][1300];
+    static struct mn_packet views[4];
+    static struct mn_merge m;
+    for (int kind = 0; kind < ((merge & MN_TUN_UDP) != 0 ? 4 : 2); kind++) {
+        struct shape s = {.is6 = kind & 1, .is_udp = kind >> 1, .seq = 5};
+        uint8_t head[MN_MERGE_HEAD];
+        int n;
+        mn_merge_clear(&m);
+        m.tcp = m.udp = true;
+        for (unsigned i = 0; i < 4; i++) {
+            CHECK_INT(mn_packet_parse(&views[i], packets[i], offload_make(packets[i], &s, i < 3 ? 1001 : 9)), 0);
+            CHECK(mn_merge_add(&m, &views[i]));
+            s.seq += 1001;
+        }
+        CHECK_INT(m.count, 1);
+        struct iovec *iov = mn_merge_build(&m.items[0], head, &n);
+        CHECK_INT(writev(fd, iov, n), MN_VNET_SIZE + m.items[0].len);
+        struct mn_vnet v = mn_vnet_load(head);
+        v.csum_start = 60000;
+        mn_vnet_store(head, &v);
+        CHECK(writev(fd, iov, n) < 0 && errno == EINVAL);
+    }
+}
+
+/* In a network namespace of its own, where the machine lets us have one. */
+static void test_a_real_interface(void)
+{
+    struct mn_tundev d, other;
+    enum mn_tundev_step step;
+    struct ifreq bare = {.ifr_name = "bare0", .ifr_flags = IFF_TUN};
+    int plain = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    if (plain < 0 || unshare(CLONE_NEWNET) != 0) {
+        printf("not here: %s\n", strerror(errno));
+        close(plain);
+        return;
+    }
+    close(plain);
+    CHECK_INT(mn_tundev_open(&d, "lo", &step), -EBUSY);
+    CHECK_INT(step, MN_TUNDEV_MAKE);
+    CHECK_INT(mn_tundev_open(&d, "mesh0", &step), 0);
+    CHECK(strcmp(d.name, "mesh0") == 0 && (d.merge & MN_TUN_TCP) != 0);
+    CHECK_INT(mn_tundev_open(&other, "mesh0", &step), -EBUSY);
+    CHECK_INT(other.fd, -1);
+    CHECK_INT(mn_tundev_adopt(&other, d.fd, &step), 0);
+    CHECK(strcmp(other.name, "mesh0") == 0 && other.merge == d.merge);
+    bring_up("mesh0");
+    write_merged(d.fd, d.merge);
+    close(d.fd);
+    CHECK_INT(mn_tundev_open(&d, "mesh0", &step), 0); /* it went with its descriptor */
+    close(d.fd);
+    plain = open("/dev/net/tun", O_RDWR | O_CLOEXEC);
+    CHECK_INT(ioctl(plain, TUNSETIFF, &bare), 0);
+    CHECK_INT(mn_tundev_adopt(&other, plain, &step), -EINVAL); /* no virtio headers */
+    CHECK_INT(step, MN_TUNDEV_MAKE);
+    close(plain);
+}
+
 int main(void)
 {
     RUN(test_packets_pass);
@@ -377,5 +450,6 @@ int main(void)
     RUN(test_the_interface_goes);
     RUN(test_one_interface_only);
     RUN(test_names);
+    RUN(test_a_real_interface); /* last: it moves this process to another network */
     return 0;
 }
