@@ -78,8 +78,7 @@ ssize_t mn_tcp_send_space(struct mn_stack *s, uint32_t conn)
         return -EBADF;
     if (!can_send(c))
         return -EPIPE;
-    uint32_t cap = c->snd.ring.cap != 0 ? c->snd.ring.cap : MN_SND_RING_FIRST;
-    return (ssize_t)(cap - mn_conn_used(c));
+    return c->snd.ring.cap != 0 ? (ssize_t)mn_conn_room(c) : (ssize_t)MN_SND_RING_FIRST;
 }
 
 /* A flight that has outgrown the ring deserves a larger one. A window says less: without loss it grows for ever. */
@@ -108,14 +107,14 @@ uint8_t *mn_tcp_send_reserve(struct mn_stack *s, uint32_t conn, size_t *room)
         return NULL;
     fit_ring(s, c);
     const struct mn_ring *r = &c->snd.ring;
-    uint32_t used = mn_conn_used(c);
-    if (used >= r->cap) {
+    uint32_t free_bytes = mn_conn_room(c);
+    if (free_bytes == 0) {
         c->snd.wants_room = true;
         if (r->data == NULL)
             mn_budget_wait(s, c);
         return NULL;
     }
-    uint32_t at = c->snd.end & (r->cap - 1), free_bytes = r->cap - used;
+    uint32_t at = c->snd.end & (r->cap - 1);
     *room = free_bytes < r->cap - at ? free_bytes : r->cap - at;
     return r->data + at;
 }
@@ -240,6 +239,16 @@ int mn_tcp_info(const struct mn_stack *s, uint32_t conn, struct mn_tcp_info *inf
         .rto_ns = mn_rtt_timeout(&c->rtt),
         .retransmits = c->retransmits,
         .timeouts = c->timeouts,
+        .min_rtt_ns = c->rtt.min_ns,
+        .pacing_rate = c->cc.ops != NULL ? c->cc.ops->pacing_rate(&c->cc, c->rtt.srtt_ns) : 0, /* none before a SYN */
+        .delivery_rate = c->loss.rate,
+        .delivered = c->loss.delivered,
+        .in_network = mn_loss_flight(c),
+        .sacked = c->sent.sacked,
+        .lost = c->sent.lost,
+        .reordering = c->loss.has_reordering ? c->loss.reorder_factor : 0,
+        .is_recovering = c->loss.in_recovery || c->loss.in_timeout,
+        .limit = (enum mn_tcp_limit)c->snd.limit,
         .bytes_in = c->bytes_in,
         .bytes_out = c->bytes_out,
     };

@@ -39,6 +39,7 @@ static void retransmit(struct mn_stack *s, struct mn_conn *c)
 {
     s->stats.tcp_timeouts++;
     c->timeouts++;
+    mn_path_on_timeout(s, c);
     mn_loss_on_timeout(s, c);
     if (c->rtt.backoff < 16)
         c->rtt.backoff++;

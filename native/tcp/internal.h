@@ -36,6 +36,7 @@ enum {
     MN_RING_LEAST = 4 << 10,      /* any ring when memory is tight */
     MN_RCVBUF_TIGHT = 16 << 10,   /* what windows shrink to then */
     MN_SND_RING_FIRST = 16 << 10, /* thousands of small writers fit the budget */
+    MN_UNSENT_MOST = 128 << 10,   /* or a congestion window, if that is more */
     MN_SND_RING_FREE = 64 << 10,  /* grown to without a window that asks for it */
     MN_RCVBUF_FIRST = 256 << 10,
     MN_QUANTUM = 128, /* segments a connection sends before the next one's turn */
@@ -146,8 +147,11 @@ struct mn_send {
     uint64_t pace_at;      /* the next burst leaves no sooner */
     uint32_t mss;          /* payload bytes per segment, options taken off */
     uint16_t peer_mss;
-    uint64_t sent_at;  /* last data */
-    uint64_t stuck_at; /* last progress while bytes wait for an ACK or a window; 0: none do */
+    uint32_t full_mss;         /* before a black hole was suspected; 0: none was */
+    uint64_t try_at, try_wait; /* when a full segment is tried again */
+    uint8_t limit;             /* enum mn_tcp_limit: why no more was sent last time */
+    uint64_t sent_at;          /* last data */
+    uint64_t stuck_at;         /* last progress while bytes wait for an ACK or a window; 0: none do */
     struct mn_ring ring;
 };
 
@@ -426,6 +430,24 @@ void mn_budget_forget(struct mn_stack *s, struct mn_conn *c);
 void mn_budget_trim(struct mn_stack *s, struct mn_conn *c); /* give empty rings back */
 void mn_budget_settle(struct mn_stack *s);                  /* at the end of a turn */
 
+/* Bytes the application may write now. What has not left yet is bounded as well: it could only grow old here. */
+static inline uint32_t mn_conn_room(const struct mn_conn *c)
+{
+    const struct mn_send *d = &c->snd;
+    uint32_t used = mn_conn_used(c), unsent = mn_seq_lt(d->nxt, d->end) ? d->end - d->nxt : 0;
+    uint32_t most = c->cc.cwnd > MN_UNSENT_MOST ? c->cc.cwnd : MN_UNSENT_MOST;
+    if (used >= d->ring.cap || unsent >= most)
+        return 0;
+    return d->ring.cap - used < most - unsent ? d->ring.cap - used : most - unsent;
+}
+
+/* Enough of it to call the application. */
+static inline bool mn_conn_has_room(const struct mn_conn *c)
+{
+    uint32_t least = c->snd.ring.cap / 3 < MN_UNSENT_MOST / 2 ? c->snd.ring.cap / 3 : MN_UNSENT_MOST / 2;
+    return mn_conn_room(c) >= least && c->snd.ring.cap - mn_conn_used(c) >= c->snd.ring.cap / 3;
+}
+
 /* ring.c */
 bool mn_ring_resize(struct mn_stack *s, struct mn_ring *r, uint32_t cap, uint32_t first, uint32_t end);
 void mn_ring_free(struct mn_stack *s, struct mn_ring *r);
@@ -476,6 +498,12 @@ int mn_tcp_send_bare(struct mn_stack *s, struct mn_conn *c, uint32_t seq);
 void mn_tcp_wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err);
 int mn_tcp_emit(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g);
 void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c);
+
+/* path.c: segments too large for a path that does not say so */
+void mn_path_on_timeout(struct mn_stack *s, struct mn_conn *c);            /* before the backoff is raised */
+bool mn_path_is_to_try(const struct mn_stack *s, const struct mn_conn *c); /* one of full_mss */
+void mn_path_on_try(struct mn_stack *s, struct mn_conn *c);
+void mn_path_on_arrival(struct mn_conn *c, uint32_t size); /* a segment of this size, sent once, has arrived */
 
 /* acked.c */
 bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g);

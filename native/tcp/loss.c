@@ -146,8 +146,8 @@ static bool detect(struct mn_stack *s, struct mn_conn *c)
             mn_conn_set_timer(s, c, MN_T_REORDER, k->sent_at + wait);
             break;
         }
+        any |= k->unit <= c->snd.mss; /* one that was too large on trial says nothing of congestion */
         mn_sent_lose(s, c, id);
-        any = true;
     }
     return any;
 }
@@ -339,6 +339,7 @@ void mn_loss_on_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segme
             n->arrived.has_newest = false; /* nor did the copy arrive */
     }
     note_newest(s, c, &n->arrived);
+    mn_path_on_arrival(c, n->arrived.largest);
     judge_probe(s, c, n);
     if ((l->in_recovery || l->in_timeout) && mn_seq_le(l->recover, c->snd.una))
         leave_recovery(s, c);

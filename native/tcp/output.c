@@ -229,6 +229,7 @@ static void note_limited(struct mn_conn *c)
 {
     c->snd.is_limited = true;
     c->snd.limited_edge = c->snd.nxt;
+    c->snd.limit = MN_LIMIT_CONGESTION;
 }
 
 /* Bytes of a lost chunk to send again from its offset `done`, a FIN among them; 0: not now. */
@@ -350,6 +351,23 @@ static void note_sent(struct mn_stack *s, struct mn_conn *c, uint32_t n)
     mn_loss_on_sent(c, n);
 }
 
+/* One segment of the size that the path may take after all; its bytes, 0 if there is no room for it. */
+static uint32_t try_full(struct mn_stack *s, struct mn_conn *c, struct burst *b, uint32_t flight)
+{
+    struct mn_send *d = &c->snd;
+    uint32_t mss = d->mss, full = d->full_mss;
+    bool fits = !mn_seq_lt(d->end, d->nxt + full) && !mn_seq_lt(peer_edge(c), d->nxt + full) &&
+                flight + full <= mn_loss_window(c);
+    if (!fits || !send_piece(s, c, b, d->nxt, full, false))
+        return 0;
+    d->mss = full; /* what the chunk remembers */
+    d->nxt += full;
+    note_sent(s, c, full);
+    d->mss = mss;
+    mn_path_on_try(s, c);
+    return full;
+}
+
 static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
 {
     struct mn_send *d = &c->snd;
@@ -364,6 +382,13 @@ static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
         b->err = -ENOBUFS;
         mn_tcp_wait_for_buffer(s, c, b->err);
         return;
+    }
+    if (n == d->mss && mn_path_is_to_try(s, c)) {
+        n = try_full(s, c, b, flight);
+        flight += n;
+        n = n > 0 ? next_piece(c, flight) : d->mss;
+        if (!mn_sent_ready(s, c))
+            return;
     }
     while (b->left > 0 && n > 0 && send_piece(s, c, b, d->nxt, n, false)) {
         d->nxt += n;
@@ -463,11 +488,16 @@ void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
         b.left = pace_burst(s, c, rate);
     else
         rate = 0;
+    c->snd.limit = MN_LIMIT_PEER;
     int burst = b.left;
     if (burst > 0 && resend_lost(s, c, &b))
         send_new(s, c, &b);
     if (rate != 0 && b.sent > 0)
         pace_on(s, c, rate, (uint64_t)b.sent * c->snd.mss);
+    if (c->sent.lost == 0 && !mn_seq_lt(c->snd.nxt, c->snd.end)) {
+        c->snd.limit = MN_LIMIT_APPLICATION;
+        c->loss.app_limited_until = c->loss.delivered + mn_loss_flight(c) + 1;
+    }
     mn_ack_send(s, c, b.sent > 0);
     arm_timers(s, c, b.sent > 0);
     if (b.left > 0)
@@ -475,7 +505,8 @@ void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
     if (rate == 0) {
         mn_conn_mark(s, c); /* more to send, after the others had their turn */
     } else if (mn_loss_flight(c) + c->snd.mss <= mn_loss_window(c)) {
-        note_limited(c); /* by the gate */
+        note_limited(c);
+        c->snd.limit = MN_LIMIT_PACING;
         if (c->snd.pace_at > s->now)
             mn_conn_set_timer(s, c, MN_T_PACE, c->snd.pace_at);
         else

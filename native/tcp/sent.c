@@ -290,6 +290,8 @@ static void note(const struct mn_conn *c, const struct mn_chunk *k, uint32_t n, 
         d->first_at = k->sent_at;
     if (k->sent_at > d->last_at)
         d->last_at = k->sent_at;
+    if (n >= k->unit && k->unit > d->largest)
+        d->largest = k->unit;
     if (k->state == MN_CHUNK_LOST)
         d->has_original = true;
     if (mn_seq_lt(end, c->loss.farthest))

@@ -61,6 +61,7 @@ struct mn_delivery {
     uint64_t rate_delivered, rate_at; /* its marks */
     bool is_app_limited;
     uint64_t first_at, last_at; /* oldest and newest sending among chunks never sent again; 0: none */
+    uint32_t largest;           /* segment that arrived and was sent once */
     bool has_resent;            /* one that was sent again is among them: what waited for it tells no round trip */
     bool has_original;          /* one that seemed lost and was not sent again has arrived after all */
     bool has_reordered;         /* one never sent again lies below what arrived before */

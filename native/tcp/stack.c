@@ -242,12 +242,14 @@ static void serve(struct mn_stack *s)
         c->is_dirty = false;
         if (!c->is_dead)
             mn_run_flush(s, c); /* or the ACK below would miss what it holds */
-        if (!c->is_dead && c->snd.wants_room && c->snd.ring.cap - mn_conn_used(c) >= c->snd.ring.cap / 3) {
+        if (!c->is_dead && c->snd.wants_room && mn_conn_has_room(c)) {
             c->snd.wants_room = false;
             if (!c->is_orphan)
                 s->ops.tcp_writable(s->ops.ctx, c->id);
         }
         mn_tcp_output(s, c);
+        if (c->snd.wants_room && mn_conn_room(c) > 0 && mn_conn_has_room(c))
+            mn_conn_mark(s, c); /* what has just left made room */
         if (c->snd.nxt - c->snd.una > c->snd.most_out)
             c->snd.most_out = c->snd.nxt - c->snd.una;
         if (!c->is_dead && mn_budget_is_tight(s))

@@ -138,8 +138,22 @@ void mn_tcp_abort(struct mn_stack *s, uint32_t conn, uint64_t now_ns); /* RST */
 void mn_tcp_close(struct mn_stack *s, uint32_t conn, uint64_t now_ns);
 int mn_tcp_addrs(const struct mn_stack *s, uint32_t conn, struct mn_ep *local, struct mn_ep *remote, uint32_t *peer);
 
+/* What kept a connection from sending more when it last could. */
+enum mn_tcp_limit {
+    MN_LIMIT_APPLICATION,
+    MN_LIMIT_PEER, /* its window */
+    MN_LIMIT_CONGESTION,
+    MN_LIMIT_PACING,
+};
+
+/* Windows and amounts in bytes, rates in bytes per second. */
 struct mn_tcp_info {
     int state;
+    enum mn_tcp_limit limit;
+    bool is_recovering;
+    uint8_t reordering; /* quarters of the shortest round trip that a segment may be late; 0: none has been */
+    uint32_t in_network, sacked, lost;
+    uint64_t min_rtt_ns, pacing_rate, delivery_rate, delivered;
     uint32_t mss, cwnd, ssthresh, snd_wnd, rcv_wnd, flight, unsent, unread;
     uint64_t srtt_ns, rttvar_ns, rto_ns, retransmits, timeouts, bytes_in, bytes_out;
 };
@@ -195,6 +209,7 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(tcp_retransmits)                                                                                                 \
     X(tcp_timeouts)                                                                                                    \
     X(tcp_fast_retransmits)                                                                                            \
+    X(tcp_black_holes)                                                                                                 \
     X(tcp_ecn_marks)                                                                                                   \
     X(tcp_undone)                                                                                                      \
     X(tcp_tail_probes)                                                                                                 \
