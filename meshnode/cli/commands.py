@@ -19,6 +19,7 @@ from meshnode.state.file import default_state_dir
 
 PING_INTERVAL_S: Final = 1.0
 UNTIL_DIRECT_MAX: Final = 10
+RANGES_SHOWN: Final = 3
 TIMEOUT_SLACK_S: Final = 2.0
 """The node's own timeout comes first, so that its better message arrives."""
 
@@ -57,6 +58,8 @@ def run_status(parsed: argparse.Namespace) -> int:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1] if rows else []
     for row in rows:
         print("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[-1]]))
+    for name, network in sorted((status.get("Networks") or {}).items()):
+        _print_network(name, network)
     if status["BackendState"] != "Running":
         print(f"{status['BackendState']}: {status.get('Reason', '')}".rstrip(": "))
     if status.get("Interface"):
@@ -64,6 +67,32 @@ def run_status(parsed: argparse.Namespace) -> int:
     for complaint in status.get("Health") or ():
         print(f"# {complaint}")
     return 0
+
+
+def _print_network(name: str, network: dict[str, Any]) -> None:
+    """A plain WireGuard network, a line and one for each peer."""
+    addresses = ", ".join(network["Addresses"])
+    print(f"{name}  wireguard  {addresses}  port {network['ListenPort']}  key {network['PublicKey']}")
+    for peer in network["Peers"]:
+        where = peer["Endpoint"] or peer["EndpointName"] or "no endpoint"
+        done = peer["LastHandshake"]
+        session = "never" if done.startswith("0001-") else _ago(done)
+        ranges = ", ".join(peer["AllowedIPs"][:RANGES_SHOWN]) or "no range"
+        more = len(peer["AllowedIPs"]) - RANGES_SHOWN
+        ranges += f" and {more} more" if more > 0 else ""
+        sums = f"tx {peer['TxBytes']} rx {peer['RxBytes']}"
+        print(f"  {peer['PublicKey']}  {ranges}  {where}  handshake {session}  {sums}")
+
+
+def _ago(moment: str) -> str:
+    """How long ago, in the largest whole unit."""
+    from datetime import UTC, datetime
+
+    seconds = max(0, int((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"
 
 
 def _status_row(status: dict[str, Any], node: dict[str, Any], state: str) -> list[str]:

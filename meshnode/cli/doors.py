@@ -1,7 +1,7 @@
 """The doors that a configuration asks for: tailnet ports to serve, local ports into the tailnet.
 
-Each is a function from the node to an async context manager, so that `up` opens them while the node
-joins. Checking a target is done here, before anything starts.
+Each is a function from a network (for doors out of this machine: from the group of them) to an async context manager,
+so that `up` opens them while the node joins. Checking a target is done here, before anything starts.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
-from meshnode.config.model import Config
+from meshnode.config.model import Tunnel
 
 Door = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
-def doors_of(config: Config) -> Sequence[Door]:
-    """Every door of `[tunnel]`. ConfigError names the one that cannot be."""
+def doors_of(tunnel: Tunnel) -> Sequence[Door]:
+    """The doors of a `[tunnel]` that serve into its network. ConfigError names the one that cannot be."""
     doors: list[Door] = []
-    for rule in config.tunnel.serve:
+    for rule in tunnel.serve:
         from meshnode.serve.sites import site_door
 
         doors.append(site_door(rule))
-    if config.tunnel.socks5:
-        from meshnode.tunnel.proxy import socks5_door
-
-        doors.append(socks5_door(config.tunnel.socks5))
     return doors
+
+
+def doors_out(tunnel: Tunnel) -> Sequence[Door]:
+    """Its doors for local programs. ConfigError."""
+    if not tunnel.socks5:
+        return ()
+    from meshnode.tunnel.proxy import socks5_door
+
+    return (socks5_door(tunnel.socks5),)

@@ -108,6 +108,11 @@ def _overview() -> str:
 
 def _up(parser: argparse.ArgumentParser) -> None:
     _node(parser, without=())
+    parser.add_argument(
+        "--wireguard",
+        metavar="FILE",
+        help="a plain WireGuard network, as wg-quick's file says, in the place of a tailnet",
+    )
 
 
 def _node(parser: argparse.ArgumentParser, *, without: tuple[str, ...]) -> None:

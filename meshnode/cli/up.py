@@ -1,7 +1,8 @@
 """`meshnode up`: one node in the foreground, until a signal, a logout or a refusal.
 
-Standard output carries one line, `ready NAME ADDRESS…`, once the node and its doors serve. The
-first SIGTERM or SIGINT stops in order; the second ends the process at once.
+Beside it, or alone, run the plain WireGuard networks of the configuration. Standard output carries one line,
+`ready NAME ADDRESS…`, once the node and its doors serve; without a tailnet, one for each plain network. The first
+SIGTERM or SIGINT stops in order; the second ends the process at once.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshnode.base.errors import ConfigError
-from meshnode.cli.doors import Door, doors_of
+from meshnode.cli.doors import Door, doors_of, doors_out
 from meshnode.config.load import load, read_secret
 from meshnode.config.model import MEMORY, Config, Secret, settings
 from meshnode.run.log import configure, get_logger
+
+if TYPE_CHECKING:
+    from meshnode.node.group import Group
 
 STOP_S: Final = 3.0
 """An orderly stop takes no longer; what is left after it is dropped."""
@@ -31,8 +36,7 @@ _log = get_logger("up")
 
 def run_up(parsed: argparse.Namespace) -> int:
     """The command."""
-    config = load_config(parsed)
-    return run_node(config, doors_of(config))
+    return run_node(load_config(parsed), [])
 
 
 def run_capability(parsed: argparse.Namespace) -> int:
@@ -46,15 +50,36 @@ def run_capability(parsed: argparse.Namespace) -> int:
     from meshnode.serve.capability import capability_door
 
     door = capability_door(spec=Path(parsed.spec), token=token, port=parsed.http_port)
-    return run_node(config, [door, *doors_of(config)])
+    if not config.has_tailnet:
+        raise ConfigError("capability: needs a tailnet, whose rules say who may call; the file has none to run")
+    return run_node(config, [door])
 
 
 def run_node(config: Config, doors: Sequence[Door]) -> int:
-    """Run a node with its doors in this process until it is told to stop; returns the exit code."""
+    """Run the networks in this process, with `doors` into the first beside those of the configuration, until it is
+    told to stop; returns the exit code."""
     configure(level=config.run.log_level, as_json=config.run.log == "json")
     raise_file_limit()
     with asyncio.Runner(loop_factory=_loop_factory(config.run.loop)) as runner:
-        return runner.run(_live(config, doors))
+        return runner.run(_live(config, _plan(config, doors)))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which doors lead where."""
+
+    first: Sequence[Door]
+    """Into the tailnet, or the only plain network."""
+    shared: Sequence[Door]
+    """From this machine into whichever network a target is in."""
+    plain: Mapping[str, Sequence[Door]]
+    """Of the other plain networks, by name."""
+
+
+def _plan(config: Config, doors: Sequence[Door]) -> Plan:
+    """ConfigError names the door that cannot be."""
+    plain = {entry.name: (*doors_of(entry.tunnel), *doors_out(entry.tunnel)) for entry in config.plain}
+    return Plan([*doors, *doors_of(config.tunnel)], doors_out(config.tunnel), plain)
 
 
 def raise_file_limit() -> None:
@@ -77,7 +102,7 @@ def _loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 def load_config(parsed: argparse.Namespace) -> Config:
     """Flags, environment and file as one Config, the state directory filled in."""
-    names = {item.name for _, item in settings()} | {"network"}
+    names = {item.name for _, item in settings()} | {"network", "wireguard"}
     flags = {name: value for name, value in vars(parsed).items() if name in names and value is not None}
     text = None
     if parsed.config:
@@ -135,50 +160,74 @@ class _Signals:
         self.stop.set()
 
 
-async def _live(config: Config, doors: Sequence[Door]) -> int:
-    from meshnode.node.node import Node
-
+async def _live(config: Config, plan: Plan) -> int:
     signals = _Signals()
-    node = Node.from_config(config)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(node)
-        await _until_stopped(node, signals, _serve(node, config, doors, stack, signals.stop.set))
+        group = await stack.enter_async_context(_group(config))
+        await _until_stopped(group, signals, _serve(group, config, plan, stack, signals.stop.set))
     return 0
 
 
+def _group(config: Config) -> Group:
+    from meshnode.node.group import Group
+
+    node = None
+    if config.has_tailnet:
+        from meshnode.node.node import Node
+
+        node = Node.from_config(config)
+    plain = []
+    for entry in config.plain:
+        from meshnode.node.wgnet import WireGuardNetwork
+
+        plain.append(WireGuardNetwork.from_file(entry.config_file, name=entry.name))
+    return Group(node, plain)
+
+
 async def _serve(
-    node: Any, config: Config, doors: Sequence[Door], stack: AsyncExitStack, on_logout: Callable[[], None]
+    group: Group, config: Config, plan: Plan, stack: AsyncExitStack, on_logout: Callable[[], None]
 ) -> None:
-    """Open every door, wait until the node is ready, say so; then stay."""
-    await stack.enter_async_context(_local_api(node, config, on_logout))
-    for door in doors:
-        await stack.enter_async_context(door(node))
-    await node.ready(timeout=config.run.timeout or None)
-    addresses = " ".join(str(ip) for ip in node.addresses)
-    with contextlib.suppress(BrokenPipeError):
-        print(f"ready {node.name} {addresses}", flush=True)
+    """Open every door, wait until the networks are ready, say so; then stay."""
+    await stack.enter_async_context(_local_api(group, config, on_logout))
+    networks = [group.node] if group.node is not None else list(group.plain.values())
+    for door in plan.first:
+        await stack.enter_async_context(door(networks[0]))
+    for door in plan.shared:
+        await stack.enter_async_context(door(group))
+    for name, doors in plan.plain.items():
+        for door in doors:
+            await stack.enter_async_context(door(group.plain[name]))
+    await group.ready(timeout=config.run.timeout or None)
+    for network in networks:
+        addresses = " ".join(str(ip) for ip in network.addresses)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"ready {network.name} {addresses}", flush=True)
     await asyncio.Event().wait()
 
 
-def _local_api(node: Any, config: Config, on_logout: Callable[[], None]) -> AbstractAsyncContextManager[Any]:
+def _local_api(group: Group, config: Config, on_logout: Callable[[], None]) -> AbstractAsyncContextManager[Any]:
     from meshnode.local.api import LocalApi
     from meshnode.local.paths import make_runtime_dir, runtime_dir, socket_path
 
-    directory = node.state_dir or MEMORY
+    # Plain networks keep no state; the directory is where their commands look for the socket.
+    directory = group.state_dir or ("" if config.has_tailnet else config.tailscale.state_dir) or MEMORY
+    if directory != MEMORY:
+        with contextlib.suppress(OSError):  # the socket says what is wrong with it
+            Path(directory).expanduser().mkdir(mode=0o700, parents=True, exist_ok=True)
     path = socket_path(directory, os.environ)
     if path.parent == runtime_dir(os.environ):
         make_runtime_dir(os.environ)
-    return LocalApi(node, path, on_logout=on_logout)
+    return LocalApi(group, path, on_logout=on_logout)
 
 
-async def _until_stopped(node: Any, signals: _Signals, work: Any) -> None:
-    """Run `work` until a signal; raises what `work` raises or what ended the node."""
+async def _until_stopped(group: Group, signals: _Signals, work: Any) -> None:
+    """Run `work` until a signal; raises what `work` raises or what ended a network."""
     from meshnode.run.scope import Scope
 
     async with Scope("up") as scope:
         serving = scope.spawn(_quiet(work), "serve")
         stopped = scope.spawn(signals.stop.wait(), "signal")
-        failed = scope.spawn(node.wait_failed(), "failure")
+        failed = scope.spawn(group.wait_failed(), "failure")
         await asyncio.wait({serving, stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
         if failed.done():
             raise failed.result()

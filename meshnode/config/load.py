@@ -1,16 +1,17 @@
 """(file text, environment, flags) → Config, checked once; errors name the setting and its source.
 
-Flag beats variable beats file beats default. The file is TOML: tables `[tailscale]`, `[tunnel]` and
-`[run]` for one network, or `[networks.NAME.tailscale]` … for several, picked by `--network`. Values of
-secrets never enter an error. Reading `env:` and `file:` values goes through callables.
+Flag beats variable beats file beats default. The file is TOML: tables `[tailscale]` or `[wireguard]`, `[tunnel]` and
+`[run]` for one network, or `[networks.NAME.tailscale]` … for several: one tailnet, picked by `--network`, and every
+plain WireGuard network beside it; flags and variables speak of the tailnet, or of the only network. Values of secrets
+never enter an error. Reading `env:` and `file:` values goes through callables.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field
-from typing import Any, Final
+from dataclasses import Field, replace
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from meshnode.base.addr import split_host_port
@@ -19,7 +20,10 @@ from meshnode.config.model import (
     MEMORY,
     SECTIONS,
     Config,
+    PlainNetwork,
     Secret,
+    Tunnel,
+    Wireguard,
     default_of,
     environment_names,
     settings,
@@ -27,6 +31,7 @@ from meshnode.config.model import (
 
 _TRUE: Final = {"1", "true", "yes", "on"}
 _FALSE: Final = {"0", "false", "no", "off", ""}
+_NETWORK: Final = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", re.IGNORECASE)
 MTU_RANGE: Final = (1280, 1420)
 """IPv6 needs 1280; above 1420 a tunnel packet no longer fits an Ethernet frame."""
@@ -103,40 +108,143 @@ def load(
     """
     file = _File(file_text, file_name) if file_text is not None else None
     network = str(flags.get("network") or environment.get("MESHNODE_NETWORK") or "")
-    tables, prefix, network = _pick_network(file, network)
-    built: dict[str, dict[str, Any]] = {name: {} for name in SECTIONS}
-    for section, item in settings():
-        source = _find(item, flags, environment, file, tables.get(section, {}), (*prefix, section))
-        if source is not None:
-            built[section][item.name] = _convert(item, source, environment, read_text)
-    sections = {name: make(**built[name]) for name, make in SECTIONS.items()}
-    return Config(network=network, **sections)
+    picked = _pick(file, network)
+    if flags.get("wireguard"):
+        picked = _only_plain(flags, file, picked.name)
+    reader = _Reader(flags, environment, file, read_text)
+    sections = {name: reader.section(name, make, picked.tables, picked.path) for name, make in SECTIONS.items()}
+    plain = [_plain(reader, entry) for entry in picked.plain]
+    if not picked.has_tailnet and sections["tunnel"].tun:
+        raise ConfigError("tun: a plain WireGuard network has no kernel interface here; wg-quick makes one")
+    if not picked.has_tailnet and len(plain) == 1:
+        plain[0] = replace(plain[0], tunnel=Tunnel())  # it is the one that flags and variables speak of
+    elif not picked.has_tailnet and sections["tunnel"].serve:
+        names = " or ".join(f"[networks.{entry.name}.tunnel]" for entry in plain)
+        raise ConfigError(f"serve: in which network? There are several; write it into {names} of the file")
+    return Config(network=picked.name, plain=tuple(plain), has_tailnet=picked.has_tailnet, **sections)
 
 
-def _pick_network(file: _File | None, wanted: str) -> tuple[dict[str, Any], tuple[str, ...], str]:
+class _Entry(NamedTuple):
+    """One network of the file."""
+
+    name: str
+    tables: Mapping[str, Any]
+    path: tuple[str, ...]
+    """Of its tables in the file."""
+
+
+class _Picked(NamedTuple):
+    """What of the file is to run."""
+
+    name: str
+    tables: Mapping[str, Any]
+    """Of the tailnet, or of the only plain network."""
+    path: tuple[str, ...]
+    plain: tuple[_Entry, ...] = ()
+    has_tailnet: bool = True
+
+
+class _Reader:
+    """Reads sections out of all sources."""
+
+    def __init__(
+        self, flags: Mapping[str, Any], environment: Mapping[str, str], file: _File | None, read_text: ReadText
+    ) -> None:
+        self._flags = flags
+        self._environment = environment
+        self.file = file
+        self._read_text = read_text
+
+    def section(
+        self, name: str, make: type, tables: Mapping[str, Any], path: tuple[str, ...], *, file_only: bool = False
+    ) -> Any:
+        """The dataclass of one section. file_only: flags and variables speak of another network."""
+        flags: Mapping[str, Any] = {} if file_only else self._flags
+        environment: Mapping[str, str] = {} if file_only else self._environment
+        values: dict[str, Any] = {}
+        for section, item in settings():
+            if section != name:
+                continue
+            source = _find(item, flags, environment, self.file, tables.get(name, {}), (*path, name))
+            if source is not None:
+                values[item.name] = _convert(item, source, self._environment, self._read_text)
+        return make(**values)
+
+
+def _only_plain(flags: Mapping[str, Any], file: _File | None, name: str) -> _Picked:
+    """`--wireguard FILE`: one plain network, and nothing else."""
+    if file is not None:
+        raise ConfigError("--wireguard: the file of -c says which networks there are; leave one of them out")
+    for other in ("control_url", "auth_key", "hostname"):
+        if flags.get(other):
+            flag = other.replace("_", "-")
+            raise ConfigError(f"--wireguard: a plain WireGuard network has no control server; leave out --{flag}")
+    path = str(flags["wireguard"])
+    name = flags.get("network") or path.rpartition("/")[2].removesuffix(".conf")
+    tables = {"wireguard": {"config_file": path}}
+    return _Picked(name, {}, (), (_Entry(name, tables, ()),), has_tailnet=False)
+
+
+def _plain(reader: _Reader, entry: _Entry) -> PlainNetwork:
+    where = reader.file.where(*entry.path, "wireguard") if reader.file is not None else "--wireguard"
+    if reader.file is None:
+        wireguard = Wireguard(str(entry.tables["wireguard"]["config_file"]))
+    else:
+        wireguard = reader.section("wireguard", Wireguard, entry.tables, entry.path, file_only=True)
+    tunnel = reader.section("tunnel", Tunnel, entry.tables, entry.path, file_only=True)
+    if not wireguard.config_file:
+        raise ConfigError(f'{entry.name}: [wireguard] needs config_file, as config_file = "wg.conf"  ({where})')
+    if tunnel.tun:
+        where = reader.file.where(*entry.path, "tunnel", "tun") if reader.file is not None else where
+        raise ConfigError(f"tun: the plain WireGuard network {entry.name} has no kernel interface  ({where})")
+    if not _NETWORK.fullmatch(entry.name):
+        raise ConfigError(f"network {entry.name!r}: use letters, digits, hyphens and underscores  ({where})")
+    return PlainNetwork(entry.name, wireguard.config_file, tunnel)
+
+
+def _pick(file: _File | None, wanted: str) -> _Picked:
+    """Which networks of the file run: one tailnet at most, and every plain one beside it."""
     if file is None:
-        return {}, (), wanted or "default"
+        return _Picked(wanted or "default", {}, ())
     networks = file.tables.get("networks")
     if networks is None:
-        _refuse_unknown(file, file.tables, ())
-        return file.tables, (), wanted or "default"
+        entry = _Entry(wanted or "default", file.tables, ())
+        _check_entry(file, entry)
+        if "wireguard" in file.tables:
+            return _Picked(entry.name, file.tables, (), (entry,), has_tailnet=False)
+        return _Picked(entry.name, file.tables, ())
     if not isinstance(networks, dict) or not networks:
         raise ConfigError(
             f"networks: needs a table per network, as [networks.home.tailscale]  ({file.where('networks')})"
         )
-    if not wanted:
-        if len(networks) > 1:
-            names = ", ".join(sorted(networks))
-            raise ConfigError(f"networks: the file has several ({names}); choose one with --network  ({file.name})")
-        wanted = next(iter(networks))
-    if wanted not in networks:
+    if wanted and wanted not in networks:
         names = ", ".join(sorted(networks))
         raise ConfigError(f"network {wanted!r}: not in the file, which has {names}  ({file.name})")
-    tables = networks[wanted]
-    if not isinstance(tables, dict):
-        raise ConfigError(f"networks.{wanted}: needs tables inside  ({file.where('networks', wanted)})")
-    _refuse_unknown(file, tables, ("networks", wanted))
-    return tables, ("networks", wanted), wanted
+    plain = [name for name, tables in networks.items() if isinstance(tables, dict) and "wireguard" in tables]
+    tailnets = [name for name in networks if name not in plain]
+    if wanted in plain:
+        plain, tailnets = [wanted], []
+    elif wanted:
+        tailnets = [wanted]
+    if len(tailnets) > 1:
+        names = ", ".join(sorted(tailnets))
+        raise ConfigError(f"networks: the file has several ({names}); choose one with --network  ({file.name})")
+    entries = {}
+    for name in (*tailnets, *plain):
+        tables = networks[name]
+        if not isinstance(tables, dict):
+            raise ConfigError(f"networks.{name}: needs tables inside  ({file.where('networks', name)})")
+        entries[name] = _Entry(name, tables, ("networks", name))
+        _check_entry(file, entries[name])
+    chosen = entries[tailnets[0]] if tailnets else entries[plain[0]] if len(plain) == 1 else _Entry("default", {}, ())
+    return _Picked(chosen.name, chosen.tables, chosen.path, tuple(entries[n] for n in plain), bool(tailnets))
+
+
+def _check_entry(file: _File, entry: _Entry) -> None:
+    _refuse_unknown(file, entry.tables, entry.path)
+    if "tailscale" in entry.tables and "wireguard" in entry.tables:
+        where = file.where(*entry.path, "wireguard")
+        raise ConfigError(f"network {entry.name!r} has both [tailscale] and [wireguard]; keep one of them  ({where})")
 
 
 def _refuse_unknown(file: _File, tables: Mapping[str, Any], prefix: tuple[str, ...]) -> None:

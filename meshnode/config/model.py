@@ -58,14 +58,16 @@ def setting(
     aliases: tuple[str, ...] = (),
     flag: bool = True,
     choices: tuple[str, ...] = (),
+    variables: bool = True,
 ) -> Any:
     """A dataclass field with everything a reader of any source wants to know about it.
 
     aliases: further environment names, in the order they are tried after MESHNODE_<NAME>.
-    flag: whether the command line has it.
+    flag: whether the command line has it. variables: whether the environment does.
     """
     about = {
         "help": help, "unit": unit, "metavar": metavar, "aliases": aliases, "flag": flag, "choices": choices,
+        "variables": variables,
     }  # fmt: skip
     return field(default=default, metadata=about)
 
@@ -117,8 +119,17 @@ class Tailscale:
 
 
 @dataclass(frozen=True, slots=True)
+class Wireguard:
+    """`[wireguard]`: a plain WireGuard network, in the place of a tailnet."""
+
+    config_file: str = setting(
+        "", "WireGuard configuration, as wg-quick reads it; commands in it are never run", flag=False, variables=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Tunnel:
-    """`[tunnel]`: what is served into the tailnet, and the doors out of it."""
+    """`[tunnel]`: what is served into the network, and the doors out of it."""
 
     serve: tuple[str, ...] = setting(
         (),
@@ -142,16 +153,31 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainNetwork:
+    """A plain WireGuard network of the file."""
+
+    name: str
+    config_file: str
+    tunnel: Tunnel = field(default_factory=Tunnel)
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """Every setting of one process, and the network's name in the file."""
 
     network: str = "default"
     tailscale: Tailscale = field(default_factory=Tailscale)
+    wireguard: Wireguard = field(default_factory=Wireguard)
+    """Of a file with one network; `plain` has them all."""
     tunnel: Tunnel = field(default_factory=Tunnel)
+    """Of the tailnet; without one, of the only plain network."""
     run: Run = field(default_factory=Run)
+    plain: tuple[PlainNetwork, ...] = ()
+    """The plain WireGuard networks to run."""
+    has_tailnet: bool = True
 
 
-SECTIONS: Final[dict[str, type]] = {"tailscale": Tailscale, "tunnel": Tunnel, "run": Run}
+SECTIONS: Final[dict[str, type]] = {"tailscale": Tailscale, "wireguard": Wireguard, "tunnel": Tunnel, "run": Run}
 
 
 def settings() -> Iterator[tuple[str, Field[Any]]]:
@@ -163,7 +189,7 @@ def settings() -> Iterator[tuple[str, Field[Any]]]:
 
 def environment_names(item: Field[Any]) -> tuple[str, ...]:
     """The variables that set it, the first that is non-empty wins."""
-    return (f"MESHNODE_{item.name.upper()}", *item.metadata["aliases"])
+    return (f"MESHNODE_{item.name.upper()}", *item.metadata["aliases"]) if item.metadata["variables"] else ()
 
 
 def default_of(item: Field[Any]) -> Any:

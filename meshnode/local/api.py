@@ -31,6 +31,7 @@ from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 
 if TYPE_CHECKING:
+    from meshnode.node.group import Group
     from meshnode.node.node import Node
 
 _log = get_logger("local")
@@ -49,7 +50,7 @@ STATUS_OF: Final[tuple[tuple[type[MeshError], int], ...]] = (
 class LocalApi:
     """Listens on `path` while its block is entered."""
 
-    def __init__(self, node: Node, path: Path, *, on_logout: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, node: Node | Group, path: Path, *, on_logout: Callable[[], None] = lambda: None) -> None:
         self._node = node
         self.path = path
         self._on_logout = on_logout

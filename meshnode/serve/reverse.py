@@ -8,6 +8,7 @@ any other) is handed to `upgrade`. There is no time limit on a stream, only IDLE
 
 from __future__ import annotations
 
+import asyncio
 from email.header import Header
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ from meshnode.serve.sites import PLAIN, Upstream
 
 if TYPE_CHECKING:
     from meshnode.node.status import Identity
+    from meshnode.tunnel.forward import Dial
 
 CONNECT_S: Final = 5.0
 IDLE_S: Final = 600.0
@@ -41,15 +43,21 @@ _log = get_logger("serve")
 class Reverse:
     """The handler of one upstream. Enter it to open the connection pool."""
 
-    def __init__(self, upstream: Upstream, identify: Identify) -> None:
+    def __init__(self, upstream: Upstream, identify: Identify, *, dial: Dial | None = None) -> None:
+        """dial: how the upstream is reached; by this machine's network if None."""
+        self._dial = dial
         self._upstream = upstream
         self._identify = identify
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> ReverseHandler:
-        connector = aiohttp.TCPConnector(
-            limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=30.0, ssl=bool(self._upstream.verify)
-        )
+        connector: aiohttp.BaseConnector
+        if self._dial is not None:
+            connector = _Dialled(self._upstream, self._dial)
+        else:
+            connector = aiohttp.TCPConnector(
+                limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=30.0, ssl=bool(self._upstream.verify)
+            )
         self._session = aiohttp.ClientSession(
             connector=connector,
             auto_decompress=False,
@@ -61,17 +69,39 @@ class Reverse:
             skip_auto_headers=(hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.USER_AGENT, hdrs.CONTENT_TYPE),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S, sock_read=IDLE_S),
         )
-        return ReverseHandler(self._upstream, self._session, self._identify)
+        return ReverseHandler(self._upstream, self._session, self._identify, self._dial)
 
     async def __aexit__(self, *_: object) -> None:
         assert self._session is not None
         await self._session.close()
 
 
+class _Dialled(aiohttp.BaseConnector):
+    """Connections to one upstream inside a network of this process."""
+
+    def __init__(self, upstream: Upstream, dial: Dial) -> None:
+        super().__init__(limit=UPSTREAM_CONNECTIONS_MAX, keepalive_timeout=30.0)
+        self._upstream = upstream
+        self._dial = dial
+
+    async def _create_connection(self, req: Any, traces: Any, timeout: Any) -> Any:
+        upstream = self._upstream
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                sock = await self._dial(upstream.host, upstream.port)
+        except OSError as error:
+            raise aiohttp.ClientConnectionError(str(error)) from None
+        _, protocol = await asyncio.get_running_loop().create_connection(self._factory, sock=sock)
+        return protocol
+
+
 class ReverseHandler:
     """Carries one request at a time to the upstream."""
 
-    def __init__(self, upstream: Upstream, session: aiohttp.ClientSession, identify: Identify) -> None:
+    def __init__(
+        self, upstream: Upstream, session: aiohttp.ClientSession, identify: Identify, dial: Dial | None = None
+    ) -> None:
+        self._dial = dial
         self._upstream = upstream
         self._session = session
         self._identify = identify
@@ -83,7 +113,7 @@ class ReverseHandler:
         if wants_upgrade(request):
             from meshnode.serve.upgrade import pass_through
 
-            return await pass_through(request, headers, self._upstream)
+            return await pass_through(request, headers, self._upstream, self._dial)
         target = URL(
             f"{self._upstream.scheme}://{self._upstream.authority}{self._upstream.base}{request.raw_path}", encoded=True
         )

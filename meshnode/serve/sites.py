@@ -84,7 +84,7 @@ def site_door(rule: str) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
     if scheme == "tcp":
         return _forward_door(rule, port, target)
     parsed = parse_target(target, rule)
-    return lambda node: Site(node, port, opener(parsed))
+    return lambda node: Site(node, port, opener(parsed, node))
 
 
 def _forward_door(rule: str, port: int, target: str) -> Callable[[Any], AbstractAsyncContextManager[Any]]:
@@ -94,9 +94,9 @@ def _forward_door(rule: str, port: int, target: str) -> Callable[[Any], Abstract
         raise ConfigError(f"serve: {rule!r}: {error}") from None
     if not target_port:
         raise ConfigError(f"serve: {rule!r}: port 0 cannot be connected to")
-    from meshnode.tunnel.forward import Forward
+    from meshnode.tunnel.forward import Forward, dial_of
 
-    return lambda node: Forward(node.listen, port, host, target_port)
+    return lambda node: Forward(node.listen, port, host, target_port, dial=dial_of(node, host))
 
 
 def parse_target(text: str, rule: str = "") -> Target:
@@ -138,8 +138,16 @@ def _parse_url(text: str, rule: str) -> Upstream:
     return Upstream(scheme, url.hostname, port or default, url.path.rstrip("/"), verify=not extra)
 
 
-def opener(target: Target) -> Open:
-    """Makes the handler of a target, once its libraries are loaded."""
+def opener(target: Target, node: Any = None) -> Open:
+    """Makes the handler of a target, once its libraries are loaded. node: whose group its host may be in.
+
+    ConfigError: TLS to a host inside a network, whose name no certificate can hold.
+    """
+    from meshnode.tunnel.forward import dial_of
+
+    dial = dial_of(node, target.host) if isinstance(target, Upstream) else None
+    if isinstance(target, Upstream) and dial is not None and target.scheme == "https":
+        raise ConfigError(f"serve: https to {target.host}: WireGuard encrypts already; use http://{target.authority}")
 
     def open_target(identify: Identify) -> AbstractAsyncContextManager[Handler]:
         if isinstance(target, Directory):
@@ -148,7 +156,7 @@ def opener(target: Target) -> Open:
             return Files(target.path)
         from meshnode.serve.reverse import Reverse
 
-        return Reverse(target, identify)
+        return Reverse(target, identify, dial=dial)
 
     return open_target
 

@@ -8,7 +8,7 @@ slow sides pausing fast ones. Does it not, its answer is the client's answer.
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import h11
 from aiohttp import hdrs, web
@@ -17,6 +17,9 @@ from multidict import CIMultiDict
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 from meshnode.serve.sites import PLAIN, Upstream
+
+if TYPE_CHECKING:
+    from meshnode.tunnel.forward import Dial
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
@@ -30,7 +33,9 @@ REFUSAL_MAX: Final = 1 << 20
 _log = get_logger("serve")
 
 
-async def pass_through(request: web.BaseRequest, headers: CIMultiDict[str], upstream: Upstream) -> web.StreamResponse:
+async def pass_through(
+    request: web.BaseRequest, headers: CIMultiDict[str], upstream: Upstream, dial: Dial | None = None
+) -> web.StreamResponse:
     """Ask the upstream to upgrade, and join both connections if it does."""
     if request.can_read_body:
         return _short(400, "a request to upgrade has no body")
@@ -38,7 +43,10 @@ async def pass_through(request: web.BaseRequest, headers: CIMultiDict[str], upst
     headers[hdrs.UPGRADE] = request.headers[hdrs.UPGRADE]
     try:
         async with asyncio.timeout(CONNECT_S):
-            reader, writer = await asyncio.open_connection(upstream.host, upstream.port, ssl=_tls(upstream))
+            if dial is not None:
+                reader, writer = await asyncio.open_connection(sock=await dial(upstream.host, upstream.port))
+            else:
+                reader, writer = await asyncio.open_connection(upstream.host, upstream.port, ssl=_tls(upstream))
     except (OSError, TimeoutError) as error:
         _log.warning("upstream failed", upstream=upstream.authority, error=str(error) or "no answer")
         return _short(502, "the server behind this node cannot be reached")

@@ -30,6 +30,8 @@ class Accepting(Protocol):
     def close(self) -> None: ...
 
 
+Dial = Callable[[str, int], Awaitable[socket.socket]]
+"""Host and port → a connected, non-blocking socket; OSError."""
 Listen = Callable[[int], Awaitable[Accepting]]
 """A tailnet port → its listener."""
 
@@ -37,8 +39,10 @@ Listen = Callable[[int], Awaitable[Accepting]]
 class Forward:
     """Forwards `port` of the tailnet to `host`:`target_port` while its block is entered."""
 
-    def __init__(self, listen: Listen, port: int, host: str, target_port: int) -> None:
+    def __init__(self, listen: Listen, port: int, host: str, target_port: int, *, dial: Dial | None = None) -> None:
+        """dial: how the target is reached; by this machine's network if None."""
         self._listen = listen
+        self._dial = dial or by_this_machine
         self.port = port
         self.target = (host, target_port)
         self.failed_count = 0
@@ -69,7 +73,7 @@ class Forward:
 
     async def _serve(self, sock: socket.socket) -> None:
         try:
-            target = await dial(*self.target)
+            target = await self._dial(*self.target)
         except OSError as error:
             self.failed_count += 1
             reset(sock)
@@ -82,7 +86,14 @@ class Forward:
         await splice(sock, target)
 
 
-async def dial(host: str, port: int, *, timeout: float = DIAL_TIMEOUT_S) -> socket.socket:
+def dial_of(node: Any, host: str) -> Dial | None:
+    """How a served target is reached: inside one of the networks of this process if it is named as HOST.NETWORK,
+    else None, which is this machine's own network. node: the one that serves."""
+    group = getattr(node, "group", None)
+    return group.connect if group is not None and group.leads_to(host) else None
+
+
+async def by_this_machine(host: str, port: int, *, timeout: float = DIAL_TIMEOUT_S) -> socket.socket:
     """A connected, non-blocking TCP socket to an address outside the tunnel. OSError if none answers."""
     loop = asyncio.get_running_loop()
     first: OSError | None = None

@@ -11,7 +11,7 @@ import ssl as ssl_module
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshnode.base.addr import IP, Endpoint, parse_ip
 
@@ -41,6 +41,8 @@ class Network(ABC):
     """Connections and datagrams of one network."""
 
     mtu: int
+    group: Any = None
+    """The node.group.Group it is part of, if it is: where targets in other networks are found."""
 
     def __init__(self) -> None:
         self._doors: list[Server | Listener] = []

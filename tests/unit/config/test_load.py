@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from meshnode.base.errors import ConfigError
 from meshnode.config.load import load
-from meshnode.config.model import DEFAULT_CONTROL_URL, Config, Secret, environment_names, settings
+from meshnode.config.model import (
+    DEFAULT_CONTROL_URL,
+    Config,
+    PlainNetwork,
+    Secret,
+    Tunnel,
+    environment_names,
+    settings,
+)
 
 FILE = """
 # a node
@@ -148,3 +158,76 @@ def test_origin_of_an_alias_is_named() -> None:
     assert (
         complaint({}, {"MESHNODE_TIMEOUT": "soon"}) == "timeout: 'soon' is not a number of seconds  (MESHNODE_TIMEOUT)"
     )
+
+
+SEVERAL = """
+[networks.home.tailscale]
+hostname = "gw"
+[networks.home.tunnel]
+socks5 = "127.0.0.1:1055"
+[networks.office.wireguard]
+config_file = "./wg-office.conf"
+[networks.office.tunnel]
+serve = ["http:80=8080"]
+[networks.lab.wireguard]
+config_file = "lab.conf"
+"""
+
+
+def plain(text: str, flags: dict[str, Any] | None = None, environment: dict[str, str] | None = None) -> Config:
+    return load(flags or {}, environment or {}, read_text=lambda _: "", file_text=text, file_name="n.toml")
+
+
+def test_plain_networks_run_beside_the_tailnet() -> None:
+    config = plain(SEVERAL, environment={"MESHNODE_SERVE": "http:1=2"})
+    assert (config.network, config.has_tailnet, config.tailscale.hostname) == ("home", True, "gw")
+    assert config.tunnel.socks5 == "127.0.0.1:1055" and config.tunnel.serve == ("http:1=2",)
+    assert config.plain == (
+        PlainNetwork("office", "./wg-office.conf", Tunnel(serve=("http:80=8080",))),
+        PlainNetwork("lab", "lab.conf", Tunnel()),
+    )
+
+
+def test_one_plain_network_alone_is_what_flags_speak_of() -> None:
+    config = plain(SEVERAL, {"network": "office", "socks5": "127.0.0.1:1"})
+    assert (config.network, config.has_tailnet) == ("office", False)
+    assert config.plain == (PlainNetwork("office", "./wg-office.conf"),)
+    assert config.tunnel == Tunnel(serve=("http:80=8080",), socks5="127.0.0.1:1")
+    flat = plain('[wireguard]\nconfig_file = "wg.conf"\n[tunnel]\nsocks5 = ":9"\n[run]\nlog = "json"')
+    assert flat.plain == (PlainNetwork("default", "wg.conf"),) and not flat.has_tailnet
+    assert flat.tunnel.socks5 == ":9" and flat.run.log == "json"
+    flag = load({"wireguard": "/etc/wireguard/wg0.conf"}, {}, read_text=lambda _: "")
+    assert flag.plain == (PlainNetwork("wg0", "/etc/wireguard/wg0.conf"),) and flag.network == "wg0"
+
+
+def test_several_plain_networks_without_a_tailnet() -> None:
+    text = "\n".join(SEVERAL.splitlines()[5:])
+    config = plain(text, {"socks5": ":9"})
+    assert not config.has_tailnet and [entry.name for entry in config.plain] == ["office", "lab"]
+    assert config.tunnel == Tunnel(socks5=":9")
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("[networks.x.tailscale]\n[networks.x.wireguard]\n", {}, "network 'x' has both [tailscale] and [wireguard]"),
+        ("[wireguard]\nconfig_file='a'\n[tailscale]\n", {}, "[wireguard]; keep one of them  (n.toml:1)"),
+        ("[networks.x.wireguard]\n", {}, 'x: [wireguard] needs config_file, as config_file = "wg.conf"  (n.toml:1)'),
+        ("[networks.x.wireguard]\nconfig='a'\n", {}, "wireguard.config: no such setting; did you mean config_file?"),
+        ("[networks.x.wireguard]\nconfig_file='a'\n[networks.x.tunnel]\ntun='m'", {}, "kernel interface"),
+        ('[networks."a.b".wireguard]\nconfig_file="a"', {}, "network 'a.b': use letters, digits, hyphens"),
+        ("[wireguard]\nconfig_file='a'", {"wireguard": "b"}, "--wireguard: the file of -c says which networks"),
+        (SEVERAL.replace("[networks.home", "[networks.lan"), {"network": "home"}, "network 'home': not in the file"),
+        ("\n".join(SEVERAL.splitlines()[5:]), {"serve": ["http:1=2"]}, "serve: in which network? There are several"),
+        ("[networks.a.tailscale]\n[networks.b.tailscale]\n[networks.c.wireguard]", {}, "has several (a, b)"),
+    ],
+)  # fmt: skip
+def test_what_networks_cannot_be(text: str, flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plain(text, flags)
+    assert said in str(caught.value)
+
+
+def test_a_plain_network_needs_no_control_server() -> None:
+    with pytest.raises(ConfigError, match="--wireguard: a plain WireGuard network has no control server; leave out"):
+        load({"wireguard": "b", "auth_key": "x"}, {}, read_text=lambda _: "")
