@@ -141,6 +141,8 @@ static int parse4(struct mn_packet *p, const uint8_t *d, size_t len)
     p->fragment_at = (uint16_t)((fragment & 0x1fff) * 8);
     p->is_fragment = p->fragment_more || p->fragment_at != 0;
     p->fragment_id = mn_load16(d + 4);
+    p->fragment = p->l4;
+    p->fragment_next = p->proto;
     return 0;
 }
 
@@ -153,6 +155,8 @@ static int note_fragment6(struct mn_packet *p, const uint8_t *d)
     p->fragment_at = word & 0xfff8;
     p->fragment_more = (word & 1) != 0;
     p->fragment_id = mn_load32(d + 4);
+    p->fragment = d + 8;
+    p->fragment_next = d[0];
     /* An atomic fragment is a whole datagram (RFC 6946). */
     p->is_fragment = p->fragment_more || p->fragment_at != 0;
     return 0;
@@ -205,6 +209,8 @@ static int parse6(struct mn_packet *p, const uint8_t *d, size_t len)
     p->is_fragment = p->fragment_more = false;
     p->fragment_at = 0;
     p->fragment_id = 0;
+    p->fragment = NULL;
+    p->fragment_next = 0;
     return walk_extensions(p, d, total);
 }
 

@@ -41,6 +41,8 @@ struct mn_packet {
     uint16_t fragment_at;
     bool fragment_more;
     uint32_t fragment_id;
+    const uint8_t *fragment; /* what this piece holds of the datagram, and what that begins with */
+    uint8_t fragment_next;
 };
 
 /* Check and describe one packet. 0, or a negative mn_packet_error with *p undefined.

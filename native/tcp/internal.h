@@ -12,6 +12,7 @@
 
 #include "../filter/flows.h"
 #include "../filter/rules.h"
+#include "../ip/fragments.h"
 #include "../ip/icmp.h"
 #include "../ip/packet.h"
 #include "../ip/ports.h"
@@ -299,6 +300,7 @@ struct mn_stack {
     EVP_MAC_CTX *mac_ctx;
     uint8_t secret[16];
 
+    struct mn_fragments fragments;
     struct mn_demux demux;
     struct mn_slot *slots;
     uint32_t slot_room, slot_used, free_first, free_last;

@@ -63,6 +63,7 @@ void mn_stack_destroy(struct mn_stack *s)
     while (s->wait_first != NULL)
         mn_wait_free(s, s->wait_first);
     mn_conn_free_all(s);
+    mn_fragments_free(&s->fragments);
     mn_chunks_free(s);
     free(s->demux.buckets);
     mn_timers_free(&s->timers);
@@ -202,6 +203,41 @@ static void input_other(struct mn_stack *s, uint32_t peer, const struct mn_packe
     mn_stack_send_error(s, peer, MN_ICMP_PROTO_UNREACHABLE, p);
 }
 
+static void dispatch(struct mn_stack *s, uint32_t peer, const struct mn_packet *p)
+{
+    if (p->proto == MN_PROTO_TCP)
+        mn_tcp_input(s, peer, p);
+    else if (p->proto == MN_PROTO_UDP)
+        mn_stack_input_udp(s, peer, p);
+    else if (p->proto == (p->version == 4 ? MN_PROTO_ICMP : MN_PROTO_ICMP6))
+        mn_stack_input_icmp(s, peer, p);
+    else if (p->proto == MN_PROTO_TSMP)
+        mn_stack_input_tsmp(s, peer, p);
+    else
+        input_other(s, peer, p);
+}
+
+/* The rules see the whole datagram, never a piece. */
+static void input_fragment(struct mn_stack *s, uint32_t peer, const struct mn_packet *piece)
+{
+    struct mn_packet p;
+    const uint8_t *whole;
+    size_t len;
+    if (s->fragments.whole_count == MN_FRAGMENTS_WHOLE) {
+        mn_run_flush_all(s); /* nothing points into those any more */
+        mn_fragments_release(&s->fragments);
+    }
+    bool is_whole = mn_fragments_take(&s->fragments, peer, piece, s->now, &whole, &len);
+    s->stats.drop_fragment = s->fragments.dropped;
+    if (!is_whole)
+        return;
+    s->stats.reassembled++;
+    if (mn_packet_parse(&p, whole, len) == 0 && !p.is_fragment)
+        dispatch(s, peer, &p);
+    else
+        s->stats.drop_malformed++;
+}
+
 static void input_packet(struct mn_stack *s, uint32_t peer, const uint8_t *pkt, size_t len)
 {
     struct mn_packet p;
@@ -212,22 +248,14 @@ static void input_packet(struct mn_stack *s, uint32_t peer, const uint8_t *pkt, 
     }
     if (!passes_addresses(s, peer, &p))
         return;
-    if (s->is_shared && peer != MN_PEER_SELF && mn_kernel_input(s, peer, &p))
+    bool is_kernels =
+        s->is_shared && peer != MN_PEER_SELF && !(p.is_fragment && mn_fragments_knows(&s->fragments, peer, &p));
+    if (is_kernels && mn_kernel_input(s, peer, &p))
         return;
-    if (p.is_fragment) {
-        s->stats.drop_fragment++;
-        return;
-    }
-    if (p.proto == MN_PROTO_TCP)
-        mn_tcp_input(s, peer, &p);
-    else if (p.proto == MN_PROTO_UDP)
-        mn_stack_input_udp(s, peer, &p);
-    else if (p.proto == (p.version == 4 ? MN_PROTO_ICMP : MN_PROTO_ICMP6))
-        mn_stack_input_icmp(s, peer, &p);
-    else if (p.proto == MN_PROTO_TSMP)
-        mn_stack_input_tsmp(s, peer, &p);
+    if (p.is_fragment)
+        input_fragment(s, peer, &p);
     else
-        input_other(s, peer, &p);
+        dispatch(s, peer, &p);
 }
 
 /* ---- turns ---- */
@@ -352,6 +380,7 @@ static void run_loopback(struct mn_stack *s)
 static void finish_turn(struct mn_stack *s)
 {
     mn_run_flush_all(s);
+    mn_fragments_release(&s->fragments);
     serve(s);
     run_loopback(s);
     mn_turn_leave(s);

@@ -186,6 +186,7 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(drop_checksum)                                                                                                   \
     X(drop_source)                                                                                                     \
     X(drop_not_local)                                                                                                  \
+    X(reassembled)                                                                                                     \
     X(drop_fragment)                                                                                                   \
     X(drop_protocol)                                                                                                   \
     X(filter_accept)                                                                                                   \

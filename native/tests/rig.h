@@ -37,7 +37,7 @@ struct rig {
     uint8_t *data;
     size_t got, limit; /* limit: bytes the application takes at all */
     struct mn_ep udp_from;
-    uint8_t udp_data[RIG_MTU];
+    uint8_t udp_data[4 * RIG_MTU]; /* also of datagrams that came in pieces */
     size_t udp_len;
     uint16_t ping_id, ping_seq;
     bool close_on_data, abort_on_accept, is_full; /* is_full: the application accepts no more */
@@ -155,7 +155,7 @@ static void rig_udp_deliver(void *ctx, uint32_t udp, const struct mn_ep *from, c
 {
     struct rig *r = ctx;
     (void)to;
-    CHECK(len <= RIG_MTU);
+    CHECK(len <= sizeof r->udp_data);
     r->udps++;
     r->udp_id = udp;
     r->udp_from = *from;

@@ -247,17 +247,51 @@ static void test_tsmp_ping(void)
     rig_stop(&r);
 }
 
-static void test_fragments_are_counted(void)
+/* Cut the packet into two pieces of IPv4 and put them in, the second first if told. */
+static void in_pieces(struct rig *r, const uint8_t *pkt, size_t n, size_t cut, bool is_reversed)
+{
+    for (int i = 0; i < 2; i++) {
+        uint8_t piece[RIG_MTU];
+        bool is_second = (i != 0) != is_reversed;
+        size_t from = is_second ? cut : 0, len = is_second ? n - 20 - cut : cut;
+        memcpy(piece, pkt, 20);
+        memcpy(piece + 20, pkt + 20 + from, len);
+        mn_store16(piece + 2, (uint32_t)(20 + len));
+        mn_store16(piece + 6, (uint32_t)(from / 8) | (is_second ? 0 : 0x2000U));
+        mn_store16(piece + 10, 0);
+        mn_csum_store(piece + 10, mn_csum_add(0, piece, 20));
+        rig_ip_in(r, piece, 20 + len);
+    }
+}
+
+/* Pieces are put together and then judged as the datagram they are. */
+static void test_fragments(void)
 {
     struct rig r;
-    uint8_t pkt[RIG_MTU];
+    static uint8_t data[2000];
+    uint8_t pkt[2100];
+    uint32_t id;
     rig_start(&r);
-    size_t n = udp(&r, pkt, 33434);
-    mn_store16(pkt + 6, 0x2000);
-    mn_store16(pkt + 10, 0);
-    mn_csum_store(pkt + 10, mn_csum_add(0, pkt, 20));
-    rig_ip_in(&r, pkt, n);
-    CHECK_INT(mn_stack_stats(r.s)->drop_fragment, 1);
+    CHECK_INT(mn_udp_open(r.s, NULL, 5353, &id), 0);
+    struct mn_ep from = {r.peer4, 4444}, to = {r.own4, 5353};
+    for (size_t i = 0; i < sizeof data; i++)
+        data[i] = (uint8_t)(i * 7);
+    size_t n = mn_udp_write(pkt, &from, &to, data, sizeof data);
+    for (int reversed = 0; reversed < 2; reversed++) {
+        in_pieces(&r, pkt, n, 1000, reversed != 0);
+        CHECK_INT(r.udps, reversed + 1);
+        CHECK_INT(r.udp_len, sizeof data);
+        CHECK(memcmp(r.udp_data, data, sizeof data) == 0);
+    }
+    rig_deny_all(&r); /* the rules still decide */
+    uint64_t before = mn_stack_stats(r.s)->filter_drop;
+    from.port = 4445;
+    n = mn_udp_write(pkt, &from, &to, data, sizeof data);
+    in_pieces(&r, pkt, n, 1000, false);
+    CHECK_INT(r.udps, 2);
+    CHECK_INT(mn_stack_stats(r.s)->filter_drop, before + 1);
+    CHECK_INT(mn_stack_stats(r.s)->reassembled, 3);
+    CHECK_INT(mn_stack_stats(r.s)->drop_fragment, 0);
     rig_none(&r);
     rig_stop(&r);
 }
@@ -275,6 +309,6 @@ int main(void)
     RUN(test_bad_addresses_are_dropped);
     RUN(test_damaged_icmp);
     RUN(test_tsmp_ping);
-    RUN(test_fragments_are_counted);
+    RUN(test_fragments);
     return 0;
 }
