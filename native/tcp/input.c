@@ -154,7 +154,8 @@ static bool is_acceptable(const struct mn_conn *c, const struct mn_segment *g)
     return mn_seq_lt(nxt, g->seq + space) && mn_seq_lt(g->seq, c->rcv.edge);
 }
 
-/* RFC 7323 5: false if g is an old duplicate. */
+/* RFC 7323 5: false if g is an old duplicate. A little older than the newest is what a reordering network makes of an
+ * original that a retransmission has overtaken, or of an ACK: refusing those would make losses of them. */
 static bool check_stamps(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g)
 {
     if (!c->ts.on)
@@ -164,7 +165,8 @@ static bool check_stamps(struct mn_stack *s, struct mn_conn *c, const struct mn_
             s->stats.tcp_no_timestamp++;
         return true;
     }
-    if (mn_seq_lt(g->tsval, c->ts.recent) && (g->flags & MN_TCP_RST) == 0 && s->now - c->ts.recent_at < MN_PAWS_IDLE) {
+    if (mn_seq_lt(g->tsval + MN_PAWS_LATE, c->ts.recent) && (g->flags & MN_TCP_RST) == 0 &&
+        s->now - c->ts.recent_at < MN_PAWS_IDLE) {
         s->stats.tcp_paws++;
         return false;
     }

@@ -56,6 +56,7 @@ enum {
     MN_SYN_ACK_RETRIES = 5,
     MN_KEEP_PROBES = 4,
     MN_QUICK_ACKS = 16,
+    MN_PAWS_LATE = 200, /* ticks of the peer's clock, 1 ms or more: the numbers do not come round so fast */
 };
 
 #define MN_KEEP_IDLE (120 * MN_SECOND)

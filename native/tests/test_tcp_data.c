@@ -144,7 +144,7 @@ static void test_paws(void)
     drain(&r);
     CHECK_INT(r.got, 1);
     uint32_t newest = f.tsval;
-    f.tsval -= 1;
+    f.tsval -= MN_PAWS_LATE + 1;
     rig_in(&r, rig_segment(&f, A, "b", 1)); /* old duplicate from a wrapped sequence: refused, acknowledged */
     CHECK_INT(r.got, 1);
     CHECK_INT(mn_stack_stats(r.s)->tcp_paws, 1);
