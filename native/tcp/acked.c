@@ -45,6 +45,8 @@ static uint64_t sample_rtt(struct mn_stack *s, struct mn_conn *c, const struct m
     if (!c->ts.on || !g->has_ts || c->snd.una == n->before || (!c->loss.in_recovery && !c->loss.in_timeout))
         return 0;
     uint64_t sample = sample_stamp(s, c, g);
+    if (sample != 0 && c->rtt.min_ns != 0 && sample < c->rtt.min_ns)
+        sample = c->rtt.min_ns; /* which retransmission it belongs to was a guess: no reason to call the path shorter */
     if (sample != 0)
         mn_rtt_take(&c->rtt, sample);
     return sample;
