@@ -172,11 +172,16 @@ static inline void world_watch(struct world *w, int from, const uint8_t *data, s
         return;
     CHECK_INT(mn_segment_parse(&g, &p), 0);
     world_watch_edge(w, from, p.version == 6, &g);
-    if (getenv("TRACE") != NULL)
-        fprintf(stderr, "%12.6f %d %5u>%5u %c%c%c%c%c seq %u ack %u wnd %u len %u\n", (double)w->now / 1e9, from,
-                g.sport, g.dport, (g.flags & 2) != 0 ? 'S' : '.', (g.flags & 1) != 0 ? 'F' : '.',
-                (g.flags & 4) != 0 ? 'R' : '.', (g.flags & 8) != 0 ? 'P' : '.', (g.flags & 16) != 0 ? 'A' : '.', g.seq,
-                g.ack, g.wnd, g.len);
+    if (getenv("TRACE") != NULL) {
+        fprintf(stderr, "%12.6f %d %5u>%5u %c%c%c%c%c seq %u ack %u wnd %u len %u", (double)w->now / 1e9, from, g.sport,
+                g.dport, (g.flags & 2) != 0 ? 'S' : '.', (g.flags & 1) != 0 ? 'F' : '.', (g.flags & 4) != 0 ? 'R' : '.',
+                (g.flags & 8) != 0 ? 'P' : '.', (g.flags & 16) != 0 ? 'A' : '.', g.seq, g.ack, g.wnd, g.len);
+        if (g.has_ts)
+            fprintf(stderr, " ts %u ecr %u", g.tsval, g.tsecr);
+        for (int i = 0; i < g.sack_count; i++)
+            fprintf(stderr, " sack %u:%u", g.sack[i].first, g.sack[i].end);
+        fprintf(stderr, "\n");
+    }
 }
 
 static inline uint8_t *world_out_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)

@@ -15,7 +15,9 @@ cells without loss would measure the box and the two cores. The kernel runs CUBI
 same 1228 bytes as those inside our tunnel; the cap counts our datagrams without their 60 bytes of
 IP, UDP and WireGuard, for it is TCP that is compared. A connection is opened before loss begins, so that no
 handshake is measured, then bytes that the receiving application took within the time are counted,
-slow start included. Rounds alternate, the kernel first; a cell's ratio is that of the medians. Cells
+slow start included. Rounds alternate, the kernel first; `ratio` is that of a cell's medians, `paired`
+the median of the rounds' own ratios: both kinds meet the same losses in a round, so it is the steadier
+one. The box and both ends run at nice -10. Cells
 whose flows are mostly idle (by the rule of Mathis et al. below 200 Mbit/s) run on several links at
 once, which buys them more rounds (--many); the others run alone.
 """
@@ -196,6 +198,8 @@ def summary(cell: Cell, runs: list[dict[str, Any]], kinds: list[str], key: str) 
         row[f"all {kind}"] = [None if value is None else round(value, 3) for value in values]
     if row.get("kernel") and row.get("ours"):
         row["ratio"] = round(row["ours"] / row["kernel"], 3)
+        pairs = [(a, b) for a, b in zip(by_kind["ours"], by_kind["kernel"], strict=True) if a and b]
+        row["paired"] = round(statistics.median(a / b for a, b in pairs), 3)
     row["late_p99_below_us"] = max(run["box"]["late_p99_below_us"] for run in runs)
     row["box_missed"] = max(run["box"][side]["missed"] for run in runs for side in "ab")
     return row
@@ -204,7 +208,11 @@ def summary(cell: Cell, runs: list[dict[str, Any]], kinds: list[str], key: str) 
 def show(row: dict[str, Any], kinds: list[str], unit: str) -> None:
     cell = f"{row['loss_%']:5g} % {row['rtt_ms']:4g} ms {row['reorder_%']:3g} %"
     values = "  ".join(f"{kind} {'-' if row[kind] is None else format(row[kind], '8.3f')}" for kind in kinds)
-    print(f"{cell}  {values} {unit}  ratio {row.get('ratio', '-')}", file=sys.stderr, flush=True)
+    print(
+        f"{cell}  {values} {unit}  ratio {row.get('ratio', '-')}  paired {row.get('paired', '-')}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def measure(cells: list[Cell], options: argparse.Namespace, links: list[Link]) -> Iterator[tuple[Cell, list[Any]]]:

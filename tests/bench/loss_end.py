@@ -175,6 +175,8 @@ RUNNERS: dict[str, Callable[[str, str, str], Awaitable[None] | None]] = {"kernel
 
 
 if __name__ == "__main__":
+    with contextlib.suppress(PermissionError):
+        os.nice(-10)  # as the box: what else this machine does must not decide between the kernel and a process
     kind, role, own, peer = sys.argv[1:]
     waiting = RUNNERS[kind](role, own, peer)
     if waiting is not None:
