@@ -19,8 +19,15 @@
 #include "engine/tundev.h"
 #include "module_relay.h"
 #include "tcp/cc.h"
+#include "tcp/stack.h"
 
-enum { TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX, KEY_LEN = 32, PACKET_MAX = 65507, LIMIT_MAX = 65536 };
+enum {
+    TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX,
+    KEY_LEN = 32,
+    PACKET_MAX = 65507,
+    LIMIT_MAX = 65536,
+    TCP_MEMORY_MIN = 1 << 20
+};
 
 struct engine_object {
     PyObject_HEAD struct mn_engine *engine; /* NULL: __init__ failed, or abandoned */
@@ -127,15 +134,30 @@ static int ask(struct mn_engine *e, struct mn_command *cmd, struct mn_answer *ou
 
 /* ---- life ---- */
 
+static int take_ecn(uint8_t *mode, const char *name)
+{
+    static const char *const names[] = {[MN_ECN_ACCEPT] = "accept", [MN_ECN_OFF] = "off", [MN_ECN_ASK] = "ask"};
+    for (uint8_t i = 0; name != NULL && i < sizeof names / sizeof names[0]; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *mode = i;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_ValueError, "tcp_ecn %s is none of accept, off, ask", name != NULL ? name : "None");
+    return -1;
+}
+
 static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"private_key",     "port",       "mtu", "bind4", "bind6",
-                            "timestamp_floor", "congestion", "gso", "gro",   NULL};
-    const char *key = "", *bind4 = NULL, *bind6 = NULL, *floor = "";
+    static char *names[] = {"private_key", "port", "mtu", "bind4",      "bind6",   "timestamp_floor",
+                            "congestion",  "gso",  "gro", "tcp_memory", "tcp_ecn", NULL};
+    const char *key = "", *bind4 = NULL, *bind6 = NULL, *floor = "", *ecn = "accept";
     Py_ssize_t key_len = 0, bind4_len = 0, bind6_len = 0, floor_len = 0;
     int port = 0, mtu = 1280, gso = MN_GSO_AUTO, gro = 1;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#zip:Engine", names, &key, &key_len, &port, &mtu, &bind4,
-                                     &bind4_len, &bind6, &bind6_len, &floor, &floor_len, &c->cc, &gso, &gro))
+    long long memory = 0;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#zipLz:Engine", names, &key, &key_len, &port, &mtu,
+                                     &bind4, &bind4_len, &bind6, &bind6_len, &floor, &floor_len, &c->cc, &gso, &gro,
+                                     &memory, &ecn))
         return -1;
     if (take_key(c->private_key, key, key_len) != 0 || take_port(&c->sockets.port, port) != 0)
         return -1;
@@ -158,6 +180,14 @@ static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwa
         PyErr_Format(PyExc_ValueError, "gso %d is none of GSO_AUTO, GSO_OFF, GSO_NEVER_EQUAL", gso);
         return -1;
     }
+    if (memory != 0 && memory < TCP_MEMORY_MIN) {
+        PyErr_Format(PyExc_ValueError, "tcp_memory %lld is below %d bytes; 0 lets the engine choose", memory,
+                     (int)TCP_MEMORY_MIN);
+        return -1;
+    }
+    if (take_ecn(&c->tcp_ecn, ecn) != 0)
+        return -1;
+    c->tcp_memory = (uint64_t)memory;
     c->sockets.gso = (enum mn_gso)gso;
     c->sockets.is_gro_off = gro == 0;
     c->sockets.use4 = c->sockets.use6 = true;

@@ -162,6 +162,8 @@ class Engine:
         congestion: str | None = None,
         gso: int = GSO_AUTO,
         gro: bool = True,
+        tcp_memory: int = 0,
+        tcp_ecn: str = "accept",
     ) -> Engine:
         """Bind the UDP sockets and start the thread. OSError if no socket binds (EADDRINUSE: port taken).
 
@@ -169,6 +171,11 @@ class Engine:
         congestion: how TCP shares a path: "cubic" (RFC 9438, the default) or "newreno" (RFC 5681), to compare with;
         ValueError for any other.
         gso, gro: as in `set_offloads`.
+        tcp_memory: bytes that all TCP connections together may hold, at least 1 MiB; 0: 256 MiB or an eighth of the
+        machine's memory, whichever is less. Beyond three quarters of it windows shrink and no peer gets more than an
+        eighth; at the bound new bytes wait. ValueError below 1 MiB.
+        tcp_ecn: congestion marks (RFC 3168) on connections of the tunnel: "accept" agrees when a peer asks, "ask" asks
+        as well, "off" does neither; ValueError for any other.
         """
         native = _native.Engine(
             private_key=private.reveal(),
@@ -180,6 +187,8 @@ class Engine:
             congestion=congestion,
             gso=gso,
             gro=gro,
+            tcp_memory=tcp_memory,
+            tcp_ecn=tcp_ecn,
         )
         loop = asyncio.get_running_loop()
         engine = cls(native, loop)

@@ -49,12 +49,24 @@ static int watch(struct mn_engine *e, int fd, uint64_t tag)
     return epoll_ctl(e->epoll_fd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : -errno;
 }
 
+static uint64_t default_memory(void)
+{
+    const uint64_t usual = 256U << 20;
+    long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);
+    if (pages <= 0 || size <= 0)
+        return usual;
+    uint64_t eighth = (uint64_t)pages * (uint64_t)size / 8;
+    return eighth < usual ? eighth : usual;
+}
+
 static int make_cores(struct mn_engine *e, const struct mn_engine_config *config)
 {
     struct mn_wg_ops wg_ops = {.ctx = e};
     struct mn_wg_config wg_config = {.mtu = e->mtu};
     struct mn_stack_ops stack_ops = {.ctx = e};
     struct mn_stack_config stack_config = {.mtu = e->mtu, .max_conns = MN_FLOWS_MAX, .cc = config->cc};
+    stack_config.memory_max = config->tcp_memory != 0 ? config->tcp_memory : default_memory();
+    stack_config.ecn = config->tcp_ecn;
     mn_tunnel_set_wg_ops(&wg_ops);
     mn_tunnel_set_stack_ops(&stack_ops);
     mn_bridges_set_ops(&stack_ops);

@@ -29,7 +29,9 @@ struct mn_engine_config {
     uint8_t private_key[32];
     struct mn_sock_config sockets;
     size_t mtu;
-    const char *cc; /* congestion control, a name tcp/cc.c knows; NULL: the default */
+    const char *cc;      /* congestion control, a name tcp/cc.c knows; NULL: the default */
+    uint64_t tcp_memory; /* bytes that all TCP connections may hold; 0: 256 MiB, or an eighth of the machine's */
+    uint8_t tcp_ecn;     /* enum mn_ecn_mode */
     bool has_floor;
     uint8_t timestamp_floor[12];
 };

@@ -685,6 +685,15 @@ def test_interpreter_ends_cleanly(body: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_tcp_memory_and_marks_have_bounds() -> None:
+    for ecn in ("accept", "off", "ask"):
+        _native.Engine(private_key=os.urandom(32), tcp_memory=1 << 20, tcp_ecn=ecn).close(1.0)
+    with pytest.raises(ValueError, match="tcp_memory 1048575 is below 1048576 bytes; 0 lets the engine choose"):
+        _native.Engine(private_key=os.urandom(32), tcp_memory=(1 << 20) - 1)
+    with pytest.raises(ValueError, match="tcp_ecn maybe is none of accept, off, ask"):
+        _native.Engine(private_key=os.urandom(32), tcp_ecn="maybe")
+
+
 def test_congestion_control_has_a_name() -> None:
     for name in ("cubic", "newreno"):
         _native.Engine(private_key=os.urandom(32), congestion=name).close(1.0)
