@@ -324,7 +324,8 @@ static PyObject *relay_stats(PyObject *self, PyObject *unused)
     X(keys_local)
     X(keys_remote)
     X(watchers)
-    X(homes) X(not_ideal) X(dup_keys) X(dup_conns) X(met)
+    X(homes)
+    X(not_ideal) X(dup_keys) X(dup_conns) X(met)
 #undef X
 #define X(name) bad |= set_number(dict, #name, s.name);
         X(accepts) X(accept_refused) X(accept_errors) X(crowded_out) X(tls_failed) X(login_late) X(logins) X(stalled)

@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import Any, Final, NoReturn
 
 from meshnode.base.errors import ConfigError, MeshError
-from meshnode.config.model import Secret, default_of, settings
+from meshnode.config.model import Secret, default_of, key_of, settings
 
 USAGE_EXIT: Final = 2
 SIGINT_EXIT: Final = 130
@@ -123,20 +123,20 @@ def _node(parser: argparse.ArgumentParser, *, without: tuple[str, ...]) -> None:
             _add_setting(parser, item)
 
 
-def _add_setting(parser: argparse.ArgumentParser, item: Any) -> None:
+def _add_setting(parser: argparse.ArgumentParser, item: Any, flag: str = "") -> None:
     about, default = item.metadata, default_of(item)
-    flag = "--" + item.name.replace("_", "-")
+    flag = flag or "--" + item.name.replace("_", "-")
     shown = "" if isinstance(default, Secret) or default in ("", (), False) else f" (default {default})"
     unit = f" [{about['unit']}]" if about["unit"] else ""
     text = (about["help"] + unit + shown).replace("%", "%%")
     if isinstance(default, bool):
-        parser.add_argument(flag, action="store_true", default=None, help=text)
+        parser.add_argument(flag, dest=item.name, action="store_true", default=None, help=text)
     elif isinstance(default, tuple):
-        parser.add_argument(flag, action="append", default=None, metavar=about["metavar"], help=text)
+        parser.add_argument(flag, dest=item.name, action="append", default=None, metavar=about["metavar"], help=text)
     elif about["choices"]:
-        parser.add_argument(flag, default=None, metavar="|".join(about["choices"]), help=text)
+        parser.add_argument(flag, dest=item.name, default=None, metavar="|".join(about["choices"]), help=text)
     else:
-        parser.add_argument(flag, default=None, metavar=about["metavar"], help=text)
+        parser.add_argument(flag, dest=item.name, default=None, metavar=about["metavar"], help=text)
 
 
 def _door(parser: argparse.ArgumentParser) -> None:
@@ -209,6 +209,18 @@ def _capability(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _derp(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-c", "--config", metavar="FILE", help="TOML file with the same settings, in [derp]")
+    parser.add_argument("--network", metavar="NAME", help="which of the file's networks")
+    for section, item in settings():
+        if section == "derp" and item.name != "derp":
+            _add_setting(parser, item, flag="--" + key_of(item).replace("_", "-"))
+        elif section == "run" and item.name in ("log", "log_level"):
+            _add_setting(parser, item)
+    parser.add_argument("--check", metavar="HOST[:PORT]", help="look at a relay from outside, and say what to mend")
+    _json(parser)
+
+
 def _demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="leave it running and print how to use it")
 
@@ -223,6 +235,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "dns": Command("addresses of a name of the tailnet", "meshnode.cli.commands:run_dns", _dns),
     "logout": Command("leave the tailnet and stop the running node", "meshnode.cli.commands:run_logout", _door),
     "capability": Command("serve fixed commands over HTTP", "meshnode.cli.up:run_capability", _capability),
+    "derp": Command("run a relay", "meshnode.cli.derp:run_derp", _derp),
     "demo": Command("two nodes, a relay and a control server here", "meshnode.demo:run_demo", _demo),
     "version": Command("print the version", "meshnode.cli.commands:run_version", _json),
 }

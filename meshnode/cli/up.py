@@ -36,7 +36,13 @@ _log = get_logger("up")
 
 def run_up(parsed: argparse.Namespace) -> int:
     """The command."""
-    return run_node(load_config(parsed), [])
+    config = load_config(parsed)
+    doors: list[Door] = []
+    if config.derp.derp:
+        from meshnode.cli.derp import relay_door
+
+        doors.append(relay_door(config))
+    return run_node(config, doors)
 
 
 def run_capability(parsed: argparse.Namespace) -> int:
@@ -144,7 +150,7 @@ def hide_from_process_list(secret: Secret) -> bool:
     return True
 
 
-class _Signals:
+class Signals:
     """First signal: `stop` is set. Second: the process ends there and then."""
 
     def __init__(self) -> None:
@@ -161,7 +167,7 @@ class _Signals:
 
 
 async def _live(config: Config, plan: Plan) -> int:
-    signals = _Signals()
+    signals = Signals()
     async with AsyncExitStack() as stack:
         group = await stack.enter_async_context(_group(config))
         await _until_stopped(group, signals, _serve(group, config, plan, stack, signals.stop.set))
@@ -220,7 +226,7 @@ def _local_api(group: Group, config: Config, on_logout: Callable[[], None]) -> A
     return LocalApi(group, path, on_logout=on_logout)
 
 
-async def _until_stopped(group: Group, signals: _Signals, work: Any) -> None:
+async def _until_stopped(group: Group, signals: Signals, work: Any) -> None:
     """Run `work` until a signal; raises what `work` raises or what ended a network."""
     from meshnode.run.scope import Scope
 

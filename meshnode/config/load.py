@@ -26,6 +26,7 @@ from meshnode.config.model import (
     Wireguard,
     default_of,
     environment_names,
+    key_of,
     settings,
 )
 
@@ -248,7 +249,7 @@ def _check_entry(file: _File, entry: _Entry) -> None:
 
 
 def _refuse_unknown(file: _File, tables: Mapping[str, Any], prefix: tuple[str, ...]) -> None:
-    known = {section: [i.name for s, i in settings() if s == section] for section in SECTIONS}
+    known = {section: [key_of(i) for s, i in settings() if s == section] for section in SECTIONS}
     for section, body in tables.items():
         where = file.where(*prefix, section)
         if section not in known:
@@ -281,8 +282,8 @@ def _find(
     for name in environment_names(item):
         if environment.get(name):
             return _Source(environment[name], name)
-    if file is not None and item.name in table:
-        return _Source(table[item.name], file.where(*path, item.name))
+    if file is not None and key_of(item) in table:
+        return _Source(table[key_of(item)], file.where(*path, key_of(item)))
     return None
 
 

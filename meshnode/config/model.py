@@ -59,15 +59,17 @@ def setting(
     flag: bool = True,
     choices: tuple[str, ...] = (),
     variables: bool = True,
+    key: str = "",
 ) -> Any:
     """A dataclass field with everything a reader of any source wants to know about it.
 
     aliases: further environment names, in the order they are tried after MESHNODE_<NAME>.
-    flag: whether the command line has it. variables: whether the environment does.
+    flag: whether the command line of `up` has it. variables: whether the environment does.
+    key: its name in the file's table, where that says the rest already; '' is the field's own.
     """
     about = {
         "help": help, "unit": unit, "metavar": metavar, "aliases": aliases, "flag": flag, "choices": choices,
-        "variables": variables,
+        "variables": variables, "key": key,
     }  # fmt: skip
     return field(default=default, metadata=about)
 
@@ -143,6 +145,69 @@ class Tunnel:
 
 
 @dataclass(frozen=True, slots=True)
+class Derp:
+    """`[derp]`: a relay of our own, beside a node (`up --derp`) or alone (`meshnode derp`)."""
+
+    derp: bool = setting(False, "run a relay in this process, for the members of this tailnet", key="enabled")
+    derp_listen: tuple[str, ...] = setting(
+        (), "address to relay on (default :443)", metavar="[HOST]:PORT", key="listen", flag=False
+    )
+    derp_stun: str = setting(":3478", "address of STUN; off: none", metavar="[HOST]:PORT|off", key="stun", flag=False)
+    derp_http: str = setting(
+        "off", "plain HTTP beside TLS: captive-portal checks, ACME", metavar="[HOST]:PORT|off", key="http", flag=False
+    )
+    derp_host: tuple[str, ...] = setting(
+        (), "name or address by which clients reach the relay; the first is the one in the map", metavar="NAME",
+        key="host", flag=False,
+    )  # fmt: skip
+    derp_dir: str = setting(
+        "", "where key and certificates are kept (default $XDG_STATE_HOME/meshnode/derp)", metavar="DIR", key="dir",
+        flag=False,
+    )  # fmt: skip
+    derp_self_signed: bool = setting(
+        False, "make a certificate, keep it, print the pin for the relay map", key="self_signed", flag=False
+    )
+    derp_cert: str = setting(
+        "", "certificate chain, PEM; read again when it changes", metavar="FILE", key="cert", flag=False
+    )
+    derp_key: str = setting("", "its key, PEM, if not in the same file", metavar="FILE", key="key", flag=False)
+    derp_plain: bool = setting(
+        False, "no TLS at all: for development, or behind a proxy that has it", key="plain", flag=False
+    )
+    derp_open: bool = setting(False, "anybody may use the relay", key="open", flag=False)
+    derp_verify_url: str = setting(
+        "", "HTTP server that says who may use the relay, as Headscale's /verify", metavar="URL", key="verify_url",
+        flag=False,
+    )  # fmt: skip
+    derp_allow_keys: str = setting(
+        "", "file of node keys that may use the relay, one a line; read again when it changes", metavar="FILE",
+        key="allow_keys", flag=False,
+    )  # fmt: skip
+    derp_ca_file: str = setting(
+        "", "certificate authorities to trust beside the system's, for verify_url and mesh", metavar="FILE",
+        key="ca_file", flag=False,
+    )  # fmt: skip
+    derp_mesh: tuple[str, ...] = setting(
+        (), "another relay of the same region", metavar="HOST[:PORT]", key="mesh", flag=False
+    )
+    derp_mesh_key: Secret = setting(
+        NO_SECRET,
+        "key that the relays of a region share: env:NAME or file:PATH",
+        metavar="K",
+        key="mesh_key",
+        flag=False,
+    )
+    derp_metrics: str = setting("", "Prometheus metrics over HTTP", metavar="HOST:PORT", key="metrics", flag=False)
+    derp_region: int = setting(900, "region number in the printed map", metavar="N", key="region", flag=False)
+    derp_clients: int = setting(65536, "clients at once", metavar="N", key="clients", flag=False)
+    derp_rate: int = setting(0, "bytes a second from one client; 0: no limit", unit="bytes/s", key="rate", flag=False)
+    derp_per_ip: int = setting(0, "connections of one address; 0: no limit", metavar="N", key="per_ip", flag=False)
+    derp_per_ip_rate: int = setting(
+        0, "new connections a second from one address; 0: no limit", metavar="N", key="per_ip_rate", flag=False
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """`[run]`: how the process behaves."""
 
@@ -171,13 +236,16 @@ class Config:
     """Of a file with one network; `plain` has them all."""
     tunnel: Tunnel = field(default_factory=Tunnel)
     """Of the tailnet; without one, of the only plain network."""
+    derp: Derp = field(default_factory=Derp)
     run: Run = field(default_factory=Run)
     plain: tuple[PlainNetwork, ...] = ()
     """The plain WireGuard networks to run."""
     has_tailnet: bool = True
 
 
-SECTIONS: Final[dict[str, type]] = {"tailscale": Tailscale, "wireguard": Wireguard, "tunnel": Tunnel, "run": Run}
+SECTIONS: Final[dict[str, type]] = {
+    "tailscale": Tailscale, "wireguard": Wireguard, "tunnel": Tunnel, "derp": Derp, "run": Run,
+}  # fmt: skip
 
 
 def settings() -> Iterator[tuple[str, Field[Any]]]:
@@ -190,6 +258,11 @@ def settings() -> Iterator[tuple[str, Field[Any]]]:
 def environment_names(item: Field[Any]) -> tuple[str, ...]:
     """The variables that set it, the first that is non-empty wins."""
     return (f"MESHNODE_{item.name.upper()}", *item.metadata["aliases"]) if item.metadata["variables"] else ()
+
+
+def key_of(item: Field[Any]) -> str:
+    """Its name in the file's table."""
+    return item.metadata["key"] or item.name
 
 
 def default_of(item: Field[Any]) -> Any:

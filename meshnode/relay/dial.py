@@ -149,6 +149,11 @@ async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Li
     await link.login(node.host, ideal if ideal != node.name else "")
 
 
+async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:
+    """A TCP connection to one node of a map; what is said on it is the caller's business. OSError, TimeoutError."""
+    return await _connect(node, _port(node, options))
+
+
 async def _hand_over(node: RelayNode, options: DialOptions, carrier: Carrier, sock: socket.socket, link: Link) -> None:
     tls = None if options.plain else options.carried_context_for(node)
     verified = "" if node.cert_name.startswith(PIN) else node.cert_name

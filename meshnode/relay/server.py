@@ -9,10 +9,11 @@ Source: docs/protocol/paths.md 1.4 to 1.11, 10.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import ipaddress
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from meshnode.base.addr import RegionId
@@ -20,14 +21,20 @@ from meshnode.base.errors import ListenError, ProtocolError
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.engine import _native
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
-from meshnode.relay.admit import ADMIT_S, Admit, allow_everybody
-from meshnode.relay.session import Session, Want
+from meshnode.relay.admit import ADMIT_S, Admit, Gate, allow_everybody
+from meshnode.relay.dial import DialOptions
+from meshnode.relay.identity import meta_certificate
+from meshnode.relay.mesh import Mesh
+from meshnode.relay.session import Page, Session, Want
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 from meshnode.wire import derp
+from meshnode.wire.http1 import Request
 
 LOGIN_S: Final = 10.0
+RECHECK_S: Final = 40.0
+"""Every member is asked about once in so long: with the answer's own bound, a removed node is gone within a minute."""
 WRITE_STALL_S: Final = 5.0
 CLIENTS_MAX: Final = 65536
 PENDING_MAX: Final = 4096
@@ -73,6 +80,7 @@ class Client(NamedTuple):
     age_s: int
     is_home: bool
     is_live: bool
+    is_mesh: bool
 
 
 class RelayServer:
@@ -86,10 +94,12 @@ class RelayServer:
         tls: bytes | None = None,
         clock: Clock | None = None,
         limits: Limits = Limits(),  # noqa: B008 - a frozen value
+        mesh_key: str = "",
+        pages: Callable[[Request], Page | None] = lambda request: None,
     ) -> None:
         """private: the relay's own key, fresh if None. tls: chain and key as PEM; None: plain HTTP.
 
-        ValueError if the certificate cannot be used.
+        admit: a Gate is asked again while its members stay. mesh_key: other relays of the region show it.
         """
         self.clock = clock or Clock()
         self.private = private or NodePrivate.generate(self.clock.entropy)
@@ -97,7 +107,11 @@ class RelayServer:
         self.admit = admit
         self.counters: Counter[str] = Counter()
         self.limits = limits
+        self.mesh: Mesh | None = None
+        self._mesh_key = mesh_key
+        self._pages = pages
         self._tls = tls
+        self._is_draining = False
         self._sessions: dict[int, Session] = {}
         self._native: _native.Relay | None = None
         self._loop: asyncio.AbstractEventLoop
@@ -107,11 +121,22 @@ class RelayServer:
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen. ListenError if the address cannot be had, ValueError if the certificate is of no use."""
-        listening = _listen(host, port)
+        listening = listen_on(host, port)
         self.port = listening.getsockname()[1]
+        self.run()
+        try:
+            self.set_certificate(self._tls)
+        except BaseException:
+            listening.close()
+            await self.aclose()
+            raise
+        self.take(listening, tls=self._tls is not None)
+
+    def run(self) -> None:
+        """Start the C core; sockets follow by `take`."""
         self.scope = Scope("relay-server")
         self._loop = asyncio.get_running_loop()
-        native = _native.Relay(
+        self._native = _native.Relay(
             memory_max=self.limits.memory,
             conns_max=self.limits.clients,
             pending_max=self.limits.pending,
@@ -121,16 +146,25 @@ class RelayServer:
             login_ms=int(LOGIN_S * 1000),
             write_stall_ms=int(WRITE_STALL_S * 1000),
         )
-        try:
-            if self._tls is not None:
-                native.set_tls(self._tls, b"")
-            native.listen(listening.detach(), self._tls is not None)
-        except BaseException:
-            native.close()
-            listening.close()
-            raise
-        self._native = native
-        self._loop.add_reader(native.event_fd, self._on_events)
+        self._loop.add_reader(self._native.event_fd, self._on_events)
+        if isinstance(self.admit, Gate):
+            self.scope.spawn(self._recheck(self.admit), "recheck")
+
+    def set_certificate(self, pem: bytes | None) -> None:
+        """Of connections from now on; None: none. ValueError if it is of no use."""
+        if pem is not None and self._native is not None:
+            self._native.set_tls(pem, meta_certificate(self.public))
+
+    def take(self, listening: socket.socket, *, tls: bool) -> None:
+        """Accept on a listening socket, which is given up by its owner."""
+        assert self._native is not None
+        self._native.listen(listening.detach(), tls)
+
+    def join_mesh(self, neighbours: list[RelayNode], options: DialOptions) -> None:
+        """Watch the other relays of the region."""
+        assert self._native is not None and self._mesh_key
+        self.mesh = Mesh(self._native, self.private, self._mesh_key, neighbours, options=options, clock=self.clock)
+        self.mesh.start(self.scope)
 
     @property
     def client_count(self) -> int:
@@ -146,8 +180,22 @@ class RelayServer:
         if self._native is None:
             return []
         return [
-            Client(conn, NodePublic(key), _text(source), rp, rb, tp, tb, dropped, waits, age, home, live)
-            for conn, key, source, rp, rb, tp, tb, dropped, waits, age, _, home, live in self._native.clients()
+            Client(
+                conn,
+                NodePublic(key),
+                _text(source),
+                rp,
+                rb,
+                tp,
+                tb,
+                dropped,
+                waits,
+                age,
+                home,
+                live,
+                bool(flags & MESH),
+            )
+            for conn, key, source, rp, rb, tp, tb, dropped, waits, age, flags, home, live in self._native.clients()
         ]
 
     def find(self, key: NodePublic) -> list[Client]:
@@ -182,6 +230,22 @@ class RelayServer:
         self._sessions.clear()
         native.close()
 
+    async def drain(self, over_s: float = 10.0) -> None:
+        """Take no more clients, tell each when to come back, and let them go spread over `over_s`, idle ones first."""
+        native = self._native
+        if native is None or self._is_draining:
+            return
+        self._is_draining = True
+        native.unlisten()
+        clients = sorted(self.clients(), key=lambda client: client.rx_packets + client.tx_packets)
+        for client in clients:
+            wait_ms = int(self.clock.uniform(500.0, 1000.0 * max(1.0, over_s)))
+            native.tell(client.conn, derp.RESTARTING, derp.emit_restarting(wait_ms, 60_000)[derp.HEADER_LEN :])
+        for number, client in enumerate(clients):
+            native.end(client.conn, False)
+            if number % 16 == 15:
+                await asyncio.sleep(16 * over_s / len(clients))
+
     def close_keys(self, keys: Sequence[NodePublic]) -> None:
         """Cut these keys off, every connection of theirs."""
         for key in keys:
@@ -195,9 +259,15 @@ class RelayServer:
         for event in self._native.take():
             kind, conn = event[0], event[1]
             if kind == _native.RELAY_DATA:
-                self._on_data(conn, event[2], event[5])
+                if self.mesh is None or not self.mesh.on_data(conn, event[5]):
+                    self._on_data(conn, event[2], event[5])
+            elif kind == _native.RELAY_DIALLED:
+                if self.mesh is not None:
+                    self.mesh.on_dialled(conn)
             elif kind == _native.RELAY_ENDED:
                 self._sessions.pop(conn, None)
+                if self.mesh is not None and self.mesh.on_ended(conn, _native.RELAY_WHY[event[2]]):
+                    continue
                 _log.debug("relay client ended", source=_text(event[5]), why=_native.RELAY_WHY[event[2]])
 
     def _on_data(self, conn: int, source: tuple[bytes, int], data: bytes) -> None:
@@ -205,7 +275,7 @@ class RelayServer:
         assert native is not None
         session = self._sessions.get(conn)
         if session is None:
-            session = self._sessions[conn] = Session(self.private)
+            session = self._sessions[conn] = Session(self.private, self._pages)
         try:
             want = session.receive(data)
         except ProtocolError as error:
@@ -226,11 +296,29 @@ class RelayServer:
         else:
             self.scope.spawn(self._admit(conn, session, _text(source)), f"admit {_text(source)}")
 
+    def _knows_mesh_key(self, key: str) -> bool:
+        return bool(self._mesh_key) and hmac.compare_digest(key.encode(), self._mesh_key.encode())
+
+    async def _recheck(self, gate: Gate) -> None:
+        """Ask about every member again and again, spread over RECHECK_S; those refused are cut off."""
+        while True:
+            clients = [client for client in self.clients() if not client.is_mesh]
+            pause = RECHECK_S / max(1, len(clients))
+            if not clients:
+                await asyncio.sleep(RECHECK_S / 10)
+            for client in clients:
+                await asyncio.sleep(pause)
+                if not await gate.recheck(client.key, client.source):
+                    _log.info("no longer admitted", key=str(client.key), source=client.source)
+                    self.counters["revoked"] += 1
+                    self.close_keys([client.key])
+
     async def _admit(self, conn: int, session: Session, source: str) -> None:
         info = session.info
         assert info is not None
-        allowed = not info.mesh_key
-        if allowed:
+        is_mesh = self._knows_mesh_key(info.mesh_key)
+        allowed = is_mesh
+        if not info.mesh_key:
             try:
                 async with asyncio.timeout(ADMIT_S):
                     allowed = await self.admit(session.client, source)
@@ -244,6 +332,7 @@ class RelayServer:
             self._native.end(conn, True)
             return
         flags = (PROBER if info.is_prober else 0) | (ACKS_PINGS if info.can_ack_pings else 0)
+        flags |= (MESH if is_mesh else 0) | (NOT_IDEAL if session.ideal_node else 0)
         rate = self.limits.client_rate
         self._native.write(
             conn,
@@ -254,7 +343,7 @@ class RelayServer:
         self._native.open(conn, session.client.raw, flags, session.rest)
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen_on(host: str, port: int) -> socket.socket:
     """A listening TCP socket; ListenError with the address and the reason."""
     try:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from meshnode.config.load import load
-from meshnode.config.model import SECTIONS, Secret, default_of, environment_names, settings
+from meshnode.config.model import SECTIONS, Secret, default_of, environment_names, key_of, settings
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reference" / "configuration.md"
 
@@ -65,11 +65,13 @@ def render() -> str:
                 continue
             about = item.metadata
             flag = f"`--{item.name.replace('_', '-')}`" if about["flag"] else "–"
+            if name == "derp" and not about["flag"]:
+                flag = f"`derp --{key_of(item).replace('_', '-')}`"
             variables = " ".join(f"`{v}`" for v in environment_names(item))
             choices = f"; one of {', '.join(about['choices'])}" if about["choices"] else ""
             unit = f" [{about['unit']}]" if about["unit"] else ""
             meaning = f"{about['help']}{choices}{unit}".replace("|", "\\|")
-            lines.append(f"| `{item.name}` | {flag} | {variables} | {shown(default_of(item))} | {meaning} |")
+            lines.append(f"| `{key_of(item)}` | {flag} | {variables} | {shown(default_of(item))} | {meaning} |")
     return "\n".join(lines) + "\n"
 
 

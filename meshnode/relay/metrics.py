@@ -1,0 +1,97 @@
+"""Numbers of a relay in Prometheus' text form, under derper's names where it has them.
+
+Source: docs/protocol/paths.md 1.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+_COUNTERS: Final = {
+    "derp_accepts": "accepts",
+    "derp_bytes_received": "bytes_received",
+    "derp_bytes_sent": "bytes_sent",
+    "derp_packets_received": "packets_received",
+    "derp_packets_sent": "packets_sent",
+    "derp_packets_forwarded_in": "forwarded_in",
+    "derp_packets_forwarded_out": "forwarded_out",
+    "derp_home_moves_in": "home_moves_in",
+    "derp_home_moves_out": "home_moves_out",
+    "derp_got_ping": "pings_received",
+    "derp_sent_pong": "pongs_sent",
+    "derp_peer_gone_disconnected_frames": "gone_disconnected_frames",
+    "derp_peer_gone_not_here_frames": "gone_not_here_frames",
+    "derp_sclient_write_timeouts": "stalled",
+    "derp_unknown_frames": "unknown_frames",
+    "derp_websocket_accepts": "websockets",
+    "derp_total_dup_client_conns": "dup_conns_total",
+    "tls_listener_rejected_connections": "accept_refused",
+    "meshnode_derp_logins": "logins",
+    "meshnode_derp_crowded_out": "crowded_out",
+    "meshnode_derp_login_late": "login_late",
+    "meshnode_derp_tls_failed": "tls_failed",
+    "meshnode_derp_protocol_errors": "protocol_errors",
+    "meshnode_derp_throttled": "throttled",
+    "meshnode_derp_silent": "silent",
+    "meshnode_derp_duplicate_key_fights": "fights",
+    "meshnode_derp_wire_bytes_received": "rx_bytes",
+    "meshnode_derp_wire_bytes_sent": "tx_bytes",
+}
+_GAUGES: Final = {
+    "derp_current_connections": "clients",
+    "derp_current_home_connections": "homes",
+    "derp_current_notideal_connections": "not_ideal",
+    "derp_clients_local": "keys_local",
+    "derp_clients_remote": "keys_remote",
+    "derp_watchers": "watchers",
+    "derp_current_dup_client_keys": "dup_keys",
+    "derp_current_dup_client_conns": "dup_conns",
+    "meshnode_derp_connections": "conns",
+    "meshnode_derp_connections_not_logged_in": "pending",
+    "meshnode_derp_queue_chunks": "lane_chunks",
+}
+_DROPS: Final = {
+    ("unknown_dest", "other"): "drop_unknown_dest",
+    ("unknown_dest_on_fwd", "other"): "drop_unknown_dest_on_fwd",
+    ("queue_head", "other"): "drop_queue_head",
+    ("queue_head", "disco"): "drop_disco_queue_head",
+    ("gone_disconnected", "other"): "drop_gone_disconnected",
+    ("age", "other"): "drop_age",
+}
+
+
+def render(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int]) -> str:
+    """The page. `stats`: of the C core; `counters`: of the server; `stun`: of the STUN server."""
+    return "\n".join(_lines(stats, counters, stun)) + "\n"
+
+
+def _lines(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int]) -> Iterator[str]:
+    for name, key in _COUNTERS.items():
+        yield f"# TYPE {name} counter"
+        yield f"{name} {stats.get(key, 0)}"
+    for name, key in _GAUGES.items():
+        yield f"# TYPE {name} gauge"
+        yield f"{name} {stats.get(key, 0)}"
+    yield "# TYPE derp_clients_total gauge"
+    yield f"derp_clients_total {stats.get('keys_local', 0) + stats.get('keys_remote', 0)}"
+    yield "# TYPE derp_packets_dropped counter"
+    for (reason, kind), key in _DROPS.items():
+        yield f'derp_packets_dropped{{reason="{reason}",kind="{kind}"}} {stats.get(key, 0)}'
+    yield "# TYPE derp_packets_received_kind counter"
+    disco = stats.get("disco_received", 0)
+    yield f'derp_packets_received_kind{{kind="disco"}} {disco}'
+    yield f'derp_packets_received_kind{{kind="other"}} {stats.get("packets_received", 0) - disco}'
+    yield "# TYPE derper_tls_request_version counter"
+    for version, key in (("1.2", "tls12"), ("1.3", "tls13")):
+        yield f'derper_tls_request_version{{version="{version}"}} {stats.get(key, 0)}'
+    yield "# TYPE stun_requests counter"
+    for disposition in ("success", "not_stun", "write_error"):
+        yield f'stun_requests{{disposition="{disposition}"}} {stun.get(disposition, 0)}'
+    yield "# TYPE stun_addrfamily counter"
+    for family in ("ipv4", "ipv6"):
+        yield f'stun_addrfamily{{family="{family}"}} {stun.get(family, 0)}'
+    yield "# TYPE meshnode_derp_refused counter"
+    yield f"meshnode_derp_refused {counters.get('refused', 0)}"
+    yield "# TYPE meshnode_derp_revoked counter"
+    yield f"meshnode_derp_revoked {counters.get('revoked', 0)}"

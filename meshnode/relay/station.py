@@ -1,0 +1,316 @@
+"""Station: a relay as its operator sees it: sockets, certificate, admission, neighbours, STUN, metrics, in order.
+
+Opens what can fail before anything serves, closes in reverse. The certificate file is read again when it changes; a
+bad one is told and the last good one stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography import x509
+
+from meshnode.base.addr import RegionId, split_host_port
+from meshnode.base.errors import ConfigError, ListenError
+from meshnode.netmap.model import RelayNode
+from meshnode.relay import identity, metrics
+from meshnode.relay.admit import Admit, Gate, KeysFile, allow_everybody
+from meshnode.relay.dial import DialOptions
+from meshnode.relay.mesh import parse_mesh_key
+from meshnode.relay.server import Limits, RelayServer, listen_on
+from meshnode.relay.stun import StunServer
+from meshnode.relay.verify import VerifyUrl
+from meshnode.run.clock import Clock
+from meshnode.run.log import get_logger
+from meshnode.wire.http1 import Request
+
+OFF: Final = "off"
+LISTEN_FDS_START: Final = 3
+RELOAD_S: Final = 15.0
+_log = get_logger("derp")
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a Station is made of. Addresses are `[HOST]:PORT`, '' or `off` for none."""
+
+    listen: tuple[str, ...] = (":443",)
+    stun: str = ":3478"
+    http: str = OFF
+    hosts: tuple[str, ...] = ()
+    folder: Path = Path("derp")
+    self_signed: bool = False
+    cert: str = ""
+    key: str = ""
+    plain: bool = False
+    open: bool = False
+    verify_url: str = ""
+    allow_keys: str = ""
+    members: Admit | None = None
+    """Of the tailnet that a node beside the relay has joined."""
+    ca_file: str = ""
+    mesh: tuple[str, ...] = ()
+    mesh_key: str = field(default="", repr=False)
+    metrics: str = ""
+    region: int = 900
+    limits: Limits = Limits()
+
+
+class Station:
+    """One relay at work. Made by `start`, ended by `aclose`."""
+
+    def __init__(self, plan: Plan, clock: Clock) -> None:
+        self.plan = plan
+        self.clock = clock
+        self.server: RelayServer
+        self.stun: StunServer | None = None
+        self.pin = ""
+        """Of a self-signed certificate, as a relay map names it."""
+        self._rooms = AsyncExitStack()
+        self._cert_stamp: tuple[float, ...] = ()
+        self._gate: Gate | None = None
+
+    @classmethod
+    async def start(cls, plan: Plan, *, clock: Clock | None = None) -> Station:
+        """ConfigError, StateError, ListenError: what is wrong, before a single client is served."""
+        station = cls(plan, clock or Clock())
+        try:
+            await station._open()
+        except BaseException:
+            await station.aclose()
+            raise
+        return station
+
+    async def aclose(self) -> None:
+        """Stop at once. Idempotent."""
+        await self._rooms.aclose()
+
+    async def drain(self, over_s: float = 10.0) -> None:
+        """Take no more clients and let those here go in good order; `aclose` is still due."""
+        await self.server.drain(over_s)
+
+    def reload(self) -> None:
+        """Certificate and lists anew, as for SIGHUP."""
+        self._load_certificate(force=True)
+        if self._gate is not None:
+            self._gate.forget()
+
+    def region(self) -> dict[str, Any]:
+        """The entry of a relay map for this relay."""
+        plan = self.plan
+        return identity.region_entry(
+            number=plan.region,
+            code="own",
+            host=self.host,
+            port=self.server.port,
+            stun_port=self.stun.port if self.stun is not None else 0,
+            pin=self.pin,
+        )
+
+    @property
+    def host(self) -> str:
+        """By which clients reach us."""
+        return self.plan.hosts[0] if self.plan.hosts else "127.0.0.1"
+
+    # --- opening ---
+
+    async def _open(self) -> None:
+        plan = self.plan
+        admit = await self._admission()
+        mesh_key = parse_mesh_key(plan.mesh_key) if plan.mesh_key else ""
+        if plan.mesh and not mesh_key:
+            raise ConfigError("mesh: the relays of a region share a key; give it with --mesh-key env:NAME or file:PATH")
+        key = identity.load_key(plan.folder, self.clock)
+        self.server = RelayServer(
+            private=key, admit=admit, clock=self.clock, limits=plan.limits, mesh_key=mesh_key, pages=self._page
+        )
+        pem = self._certificate()
+        sockets = [listen_on(*address) for text in plan.listen for address in _addresses(text, "listen")]
+        self._rooms.callback(_close_all, sockets)
+        sockets += [(s) for s in inherited_sockets()] if not plan.listen else []
+        http = [listen_on(*address) for address in _addresses(plan.http, "http")]
+        self._rooms.callback(_close_all, http)
+        page = [listen_on(*address) for address in _addresses(plan.metrics, "metrics")]
+        self._rooms.callback(_close_all, page)
+        if not sockets:
+            raise ConfigError("listen: no address; give one as --listen :443")
+        self.server.port = sockets[0].getsockname()[1]
+        self.server.run()
+        self._rooms.push_async_callback(self.server.aclose)
+        try:
+            self.server.set_certificate(pem)
+        except ValueError as error:
+            raise ConfigError(f"cert: {error}") from None
+        await self._start_stun()
+        if plan.mesh:
+            neighbours = [_neighbour(text, number, plan.plain) for number, text in enumerate(plan.mesh)]
+            self.server.join_mesh(neighbours, DialOptions(plan.ca_file, plain=plan.plain))
+        for each in sockets:
+            self.server.take(each, tls=pem is not None)
+        for each in [*http, *page]:
+            self.server.take(each, tls=False)
+        if plan.cert:
+            self.server.scope.spawn(self._watch_certificate(), "certificate")
+
+    async def _admission(self) -> Admit:
+        plan = self.plan
+        asked: list[Admit] = []
+        if plan.verify_url:
+            verify = VerifyUrl(plan.verify_url, ca_file=plan.ca_file)
+            self._rooms.push_async_callback(verify.aclose)
+            asked.append(verify)
+        if plan.allow_keys:
+            asked.append(KeysFile(Path(plan.allow_keys)))
+        if plan.members is not None:
+            asked.append(plan.members)
+        if plan.open:
+            if asked:
+                raise ConfigError("open: anybody may come in, or those who are admitted; not both")
+            return allow_everybody
+        if not asked:
+            raise ConfigError(
+                "who may use the relay? Give --verify-url URL (Headscale's /verify), --allow-keys FILE, "
+                "or --open for everybody"
+            )
+        self._gate = Gate(_all_of(asked), clock=self.clock)
+        return self._gate
+
+    async def _start_stun(self) -> None:
+        for host, port in _addresses(self.plan.stun, "stun"):
+            self.stun = await StunServer.start(host, port)
+            self._rooms.callback(self.stun.close)
+
+    # --- certificate ---
+
+    def _certificate(self) -> bytes | None:
+        plan = self.plan
+        chosen = [
+            name for name, on in (("self-signed", plan.self_signed), ("cert", plan.cert), ("plain", plan.plain)) if on
+        ]
+        if len(chosen) != 1:
+            raise ConfigError(
+                "TLS: give exactly one of --self-signed, --cert FILE, or --plain (for development)"
+                + (f"; these were given: {', '.join(chosen)}" if chosen else "")
+            )
+        if plan.plain:
+            return None
+        if plan.self_signed:
+            if not plan.hosts:
+                raise ConfigError("host: a self-signed certificate needs a name or address; give --host IP-OR-NAME")
+            pem = identity.self_signed(plan.folder, plan.hosts)
+            self.pin = identity.pin_of(identity.first_certificate(pem, "it"))
+            return pem
+        return self._read_certificate()
+
+    def _read_certificate(self) -> bytes:
+        plan = self.plan
+        pem = b""
+        stamps = []
+        for name in (plan.cert, plan.key):
+            if not name:
+                continue
+            try:
+                stamps.append(os.stat(name).st_mtime)
+                pem += Path(name).read_bytes() + b"\n"
+            except OSError as error:
+                raise ConfigError(f"cert: cannot read {name}: {error.strerror}") from None
+        leaf = identity.first_certificate(pem, plan.cert)
+        self._cert_stamp = tuple(stamps)
+        self._check_names(leaf)
+        return pem
+
+    def _check_names(self, leaf: x509.Certificate) -> None:
+        names = identity.names_of(leaf)
+        missing = [host for host in self.plan.hosts if host not in names and f"*.{host.partition('.')[2]}" not in names]
+        if missing:
+            _log.warning("the certificate is for other names", missing=", ".join(missing), has=", ".join(names))
+
+    async def _watch_certificate(self) -> None:
+        while True:
+            await asyncio.sleep(RELOAD_S)
+            self._load_certificate(force=False)
+
+    def _load_certificate(self, *, force: bool) -> None:
+        plan = self.plan
+        if not plan.cert:
+            return
+        try:
+            stamps = tuple(os.stat(name).st_mtime for name in (plan.cert, plan.key) if name)
+            if stamps == self._cert_stamp and not force:
+                return
+            self.server.set_certificate(self._read_certificate())
+            _log.info("certificate read again", file=plan.cert)
+        except (OSError, ConfigError, ValueError) as error:
+            _log.warning("the last certificate stays in use", error=str(error))
+
+    # --- pages ---
+
+    def _page(self, request: Request) -> tuple[int, bytes, list[tuple[str, str]]] | None:
+        if request.path == "/metrics" and self.plan.metrics:
+            text = metrics.render(self.server.stats(), self.server.counters, self.stun.counters if self.stun else {})
+            return 200, text.encode(), [("Content-Type", "text/plain; version=0.0.4")]
+        if request.path == "/bootstrap-dns":
+            return 200, b"{}", [("Content-Type", "application/json")]
+        return None
+
+
+def _close_all(sockets: list[socket.socket]) -> None:
+    """Those that were handed over are closed already."""
+    for each in sockets:
+        each.close()
+
+
+def _all_of(asked: Sequence[Admit]) -> Admit:
+    async def admit(key: Any, source: str) -> bool:
+        for each in asked:
+            if not await each(key, source):
+                return False
+        return True
+
+    return admit
+
+
+def _addresses(text: str, name: str) -> list[tuple[str, int]]:
+    """`[HOST]:PORT` as something to bind; no host: every address of both families."""
+    if not text or text == OFF:
+        return []
+    try:
+        host, port = split_host_port(text, default_host="::")
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise ConfigError(f"{name}: {text!r} is no address; write :443 or 192.0.2.1:443") from None
+    if host == "::" and not socket.has_ipv6:
+        host = "0.0.0.0"
+    return [(host, port)]
+
+
+def _neighbour(text: str, number: int, plain: bool) -> RelayNode:
+    host, _, port = text.rpartition(":") if ":" in text.rpartition("]")[2] else (text, "", "")
+    if port and not port.isdigit():
+        raise ConfigError(f"mesh: {text!r} is not HOST[:PORT]")
+    return RelayNode(f"mesh{number}", RegionId(0), host.strip("[]"), port=int(port) if port else 0)
+
+
+def inherited_sockets() -> list[socket.socket]:
+    """Listening sockets that systemd handed over (sd_listen_fds(3)); none otherwise."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    try:
+        count = int(os.environ.get("LISTEN_FDS", "0"))
+    except ValueError:
+        return []
+    found = []
+    for number in range(LISTEN_FDS_START, LISTEN_FDS_START + count):
+        try:
+            found.append(socket.socket(fileno=number))
+        except OSError as error:
+            raise ListenError(f"descriptor {number} of LISTEN_FDS is no socket: {error.strerror}") from None
+    return found

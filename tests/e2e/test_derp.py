@@ -1,0 +1,404 @@
+"""`meshnode derp` and the Station behind it: TLS, WebSocket, admission, neighbours, draining, what is printed."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import signal
+import ssl
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from meshnode.base.errors import ConfigError, StateError
+from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
+from meshnode.relay import identity, metrics
+from meshnode.relay.admit import Gate, KeysFile
+from meshnode.relay.check import check
+from meshnode.relay.pool import RelayState
+from meshnode.relay.station import Plan, Station
+from meshnode.relay.verify import VerifyUrl
+from meshnode.run.clock import Clock
+from meshnode.wire import derp
+from tests.e2e.test_relay import DISCO, LIMIT_S, REGION, Bed, exchange, run, until
+
+CLOCK = Clock()
+MESH_KEY = "0f" * 32
+
+
+def plan_in(folder: Path, **changes: Any) -> Plan:
+    usual = Plan(
+        listen=("127.0.0.1:0",), stun="127.0.0.1:0", hosts=("127.0.0.1",), folder=folder / "derp", self_signed=True,
+        open=True,
+    )  # fmt: skip
+    return replace(usual, **changes)
+
+
+def relays_of(station: Station, **changes: Any) -> RelayMap:
+    node = RelayNode(
+        "900a", REGION, "127.0.0.1", ipv4="127.0.0.1", port=station.server.port, stun_port=-1, cert_name=station.pin
+    )
+    return RelayMap({REGION: RelayRegion(REGION, "own", "own", (replace(node, **changes),))})
+
+
+def test_self_signed_works_by_bare_ip_and_is_kept(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        station = await Station.start(plan_in(tmp_path))
+        pin, key = station.pin, station.server.public
+        a, b = [await bed.client(relays_of(station), carried=True) for _ in range(2)]
+        await exchange(a, b, DISCO)
+        await station.aclose()
+        again = await Station.start(plan_in(tmp_path))
+        assert (again.pin, again.server.public) == (pin, key), "key and certificate stay"
+        await again.aclose()
+        other = await Station.start(plan_in(tmp_path, hosts=("127.0.0.1", "relay.lan")))
+        assert other.pin != pin, "a name more needs another certificate"
+        await other.aclose()
+        for name in os.listdir(tmp_path / "derp"):
+            assert (tmp_path / "derp" / name).stat().st_mode & 0o077 == 0
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"open": False}, "who may use the relay?"),
+        ({"allow_keys": "x"}, "cannot read x"),
+        ({"self_signed": False}, "give exactly one of"),
+        ({"plain": True}, "these were given: self-signed, plain"),
+        ({"hosts": ()}, "give --host"),
+        ({"self_signed": False, "cert": "nowhere.pem"}, "cannot read nowhere.pem"),
+        ({"listen": ("relay.lan:443",)}, "is no address"),
+        ({"mesh": ("other",)}, "share a key"),
+        ({"mesh_key": "123"}, "64 lower-case hex digits"),
+        ({"verify_url": "headscale", "open": False}, "is no URL"),
+        ({"verify_url": "http://127.0.0.1/verify"}, "not both"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_serves(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    async def scenario(_: Bed) -> None:
+        with pytest.raises(ConfigError) as caught:
+            await Station.start(plan_in(tmp_path, **changes))
+        assert words in str(caught.value)
+
+    run(scenario)
+
+
+def test_a_damaged_key_file_is_no_new_identity(tmp_path: Path) -> None:
+    (tmp_path / "derp").mkdir()
+    (tmp_path / "derp" / identity.KEY_FILE).write_text("{}")
+    with pytest.raises(StateError, match="move it away"):
+        identity.load_key(tmp_path / "derp", CLOCK)
+
+
+def test_the_meta_certificate_tells_the_key_in_the_handshake(tmp_path: Path) -> None:
+    async def scenario(_: Bed) -> None:
+        station = await Station.start(plan_in(tmp_path))
+        process = await asyncio.create_subprocess_exec(
+            "openssl", "s_client", "-showcerts", "-connect", f"127.0.0.1:{station.server.port}",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        out, _unused = await process.communicate()
+        assert f"derpkey{station.server.public.raw.hex()}" in out.decode().replace(" ", "")
+        await station.aclose()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_websocket_carries_the_same_frames(tmp_path: Path, version: ssl.TLSVersion) -> None:
+    async def scenario(bed: Bed) -> None:
+        station = await Station.start(plan_in(tmp_path))
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        url = f"wss://127.0.0.1:{station.server.port}/derp"
+        private = NodePrivate.generate(CLOCK.entropy)
+        other = await bed.client(relays_of(station))
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, ssl=context, protocols=["derp"]) as ws:
+            assert ws.protocol == "derp"
+            frames = derp.Frames(derp.TO_CLIENT)
+            got: list[tuple[int, bytes]] = []
+
+            async def next_frame() -> tuple[int, bytes]:
+                while not got:
+                    got.extend(frames.receive(await ws.receive_bytes(timeout=LIMIT_S)))
+                return got.pop(0)
+
+            kind, payload = await next_frame()
+            assert kind == derp.SERVER_KEY
+            login = derp.ClientLogin(private)
+            login.consume_server_key(payload)
+            info = login.create_client_info(CLOCK.entropy(24))
+            await ws.send_bytes(info[:20])  # the boundaries of messages mean nothing
+            await ws.send_bytes(info[20:] + derp.emit_send(other.key.raw, b"\x04by websocket"))
+            assert (await next_frame())[0] == derp.SERVER_INFO
+            await until(lambda: other.got)
+            assert other.got == [(REGION, private.public(), b"\x04by websocket")]
+            await ws.ping(b"there?")
+            assert other.pool.send(REGION, private.public(), b"\x04" + bytes(60_000))
+            assert await next_frame() == (derp.RECV_PACKET, other.key.raw + b"\x04" + bytes(60_000))
+        await until(lambda: station.server.client_count == 1)
+        assert station.server.stats()["websockets"] == 1
+        await station.aclose()
+
+    run(scenario)
+
+
+def test_websocket_without_the_subprotocol_is_none(tmp_path: Path) -> None:
+    async def scenario(_: Bed) -> None:
+        station = await Station.start(plan_in(tmp_path, plain=True, self_signed=False))
+        reader, writer = await asyncio.open_connection("127.0.0.1", station.server.port)
+        key = base64.b64encode(bytes(16)).decode()
+        writer.write(
+            f"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: upgrade\r\n"
+            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 426 ")
+        writer.close()
+        await station.aclose()
+
+    run(scenario)
+
+
+# --- admission ---
+
+
+class Verifier:
+    """An HTTP server that says who may in, or misbehaves."""
+
+    def __init__(self) -> None:
+        self.allowed: set[str] = set()
+        self.mood = "honest"
+        self.asked = 0
+        self.url = ""
+
+    async def start(self) -> asyncio.Server:
+        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/verify"
+        return server
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+                length = int(head.partition("content-length:")[2].split()[0])
+                question = json.loads(await reader.readexactly(length))
+                self.asked += 1
+                if self.mood == "slow":
+                    await asyncio.sleep(LIMIT_S)
+                if self.mood == "down":
+                    break
+                body = {
+                    "honest": json.dumps({"Allow": question["NodePublic"] in self.allowed}),
+                    "lying": '{"Allow": "yes"}',
+                    "broken": "Allow",
+                }.get(self.mood, "").encode()
+                status = "500 No" if self.mood == "failing" else "200 OK"
+                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.transport.abort()
+
+
+def test_verify_url_admits_refuses_and_revokes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.relay.server.RECHECK_S", 0.1)
+
+    async def scenario(bed: Bed) -> None:
+        verifier = Verifier()
+        http = await verifier.start()
+        member = NodePrivate.generate(CLOCK.entropy)
+        verifier.allowed.add(str(member.public()))
+        station = await Station.start(plan_in(tmp_path, open=False, verify_url=verifier.url))
+        client = await bed.client(relays_of(station), private=member)
+        stranger = await bed.client(relays_of(station), connected=False)
+        await until(lambda: stranger.pool.status()[0].error)
+        assert "without admitting us" in stranger.pool.status()[0].error
+        for mood in ("lying", "failing", "broken", "down"):
+            verifier.mood, before = mood, verifier.asked
+            await until(lambda n=before: verifier.asked > n + 2)
+            assert client.state() is RelayState.CONNECTED, f"a member stays while the verifier is {mood}"
+            assert not station.server.find(stranger.key)
+        verifier.mood = "honest"
+        verifier.allowed.clear()
+        await until(lambda: not station.server.find(member.public()))
+        assert station.server.counters["revoked"] >= 1
+        http.close()
+        await station.aclose()
+
+    run(scenario)
+
+
+def test_a_gate_that_cannot_ask_is_closed_to_strangers_and_open_to_those_it_knows() -> None:
+    async def scenario(_: Bed) -> None:
+        answers: dict[NodePublic, bool] = {}
+        fails = False
+
+        async def ask(key: NodePublic, source: str) -> bool:
+            if fails:
+                raise OSError("down")
+            return answers.get(key, False)
+
+        class Now(Clock):
+            at = 0.0
+
+            def now(self) -> Any:
+                return self.at
+
+        clock = Now()
+        gate = Gate(ask, clock=clock)
+        known, stranger = (NodePrivate.generate(CLOCK.entropy).public() for _ in range(2))
+        answers[known] = True
+        assert await gate(known, "x") and not await gate(stranger, "x")
+        fails = True
+        clock.at = 100.0
+        assert await gate(known, "x") and not await gate(stranger, "x")
+        assert await gate.recheck(known, "x") and await gate.recheck(stranger, "x")
+        clock.at = 1000.0
+        assert not await gate(known, "x"), "too long ago"
+        fails = False
+        answers[known] = False
+        assert not await gate.recheck(known, "x")
+
+    run(scenario)
+
+
+def test_a_slow_verifier_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.relay.admit.ADMIT_S", 0.05)
+
+    async def scenario(_: Bed) -> None:
+        verifier = Verifier()
+        http = await verifier.start()
+        verifier.mood = "slow"
+        verify = VerifyUrl(verifier.url)
+        gate = Gate(verify, clock=CLOCK)
+        assert not await gate(NodePrivate.generate(CLOCK.entropy).public(), "127.0.0.1")
+        assert gate.failures == 1
+        await verify.aclose()
+        http.close()
+
+    run(scenario)
+
+
+def test_the_list_of_keys_is_read_again(tmp_path: Path) -> None:
+    async def scenario(_: Bed) -> None:
+        key = NodePrivate.generate(CLOCK.entropy).public()
+        path = tmp_path / "keys"
+        path.write_text(f"# members\n{key}  # laptop\n\n")
+        keys = KeysFile(path)
+        assert len(keys) == 1 and await keys(key, "")
+        path.write_text("# nobody any more\n")
+        assert not await keys(key, "")
+        path.write_text("nodekey:zz\n")
+        assert not await keys(key, ""), "a bad file changes nothing"
+        with pytest.raises(ConfigError, match="keys:1"):
+            KeysFile(path)
+
+    run(scenario)
+
+
+# --- neighbours ---
+
+
+def test_a_region_of_two_relays(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        first = await Station.start(plan_in(tmp_path / "1", plain=True, self_signed=False, mesh_key=MESH_KEY))
+        second = await Station.start(
+            plan_in(
+                tmp_path / "2", plain=True, self_signed=False, mesh_key=MESH_KEY,
+                mesh=(f"127.0.0.1:{first.server.port}",),
+            )
+        )  # fmt: skip
+        port = second.server.port
+        await first.aclose()
+        first = await Station.start(
+            plan_in(
+                tmp_path / "1", listen=(f"127.0.0.1:{first.server.port}",), plain=True, self_signed=False,
+                mesh_key=MESH_KEY, mesh=(f"127.0.0.1:{port}", f"127.0.0.1:{first.server.port}"),
+            )
+        )  # fmt: skip
+        a = await bed.client(relays_of(first), plain=True)
+        b = await bed.client(relays_of(second), plain=True)
+        await until(lambda: first.server.stats()["keys_remote"] >= 1 and second.server.stats()["keys_remote"] >= 1)
+        await exchange(a, b)
+        assert first.server.stats()["forwarded_in"] and first.server.stats()["forwarded_out"]
+        await b.pool.aclose()
+        await until(lambda: (REGION, b.key, derp.GONE_DISCONNECTED) in a.gone)
+        wrong = await bed.client(relays_of(first), plain=True)
+        assert wrong.state() is RelayState.CONNECTED
+        await second.aclose()
+        await first.aclose()
+
+    run(scenario)
+
+
+# --- the end, and what is printed ---
+
+
+def test_clients_are_told_to_come_back(tmp_path: Path) -> None:
+    async def scenario(bed: Bed) -> None:
+        station = await Station.start(plan_in(tmp_path))
+        clients = [await bed.client(relays_of(station), carried=bool(n % 2)) for n in range(6)]
+        await station.drain(0.2)
+        await until(lambda: not station.server.client_count)
+        await until(lambda: all(c.state() is not RelayState.CONNECTED for c in clients))
+        await station.aclose()
+
+    run(scenario)
+
+
+def test_the_report_from_outside(tmp_path: Path) -> None:
+    async def scenario(_: Bed) -> None:
+        station = await Station.start(plan_in(tmp_path))
+        assert station.stun is not None
+        found = await check("127.0.0.1", station.server.port, stun_port=station.stun.port)
+        assert [f.step for f in found] == ["DNS", "TCP", "TLS", "certificate", "upgrade", "STUN"]
+        assert all(f.ok for f in found), found
+        assert station.pin in found[3].mend
+        await station.aclose()
+        found = await check("127.0.0.1", station.server.port, stun_port=station.stun.port)
+        assert [f.ok for f in found] == [True, False, False]
+        assert "firewall" in found[1].mend
+
+    run(scenario)
+
+
+def test_metrics_have_dashboards_names() -> None:
+    page = metrics.render({"accepts": 3, "drop_queue_head": 2}, {"refused": 1}, {"success": 5})
+    for line in (
+        "derp_accepts 3",
+        'derp_packets_dropped{reason="queue_head",kind="other"} 2',
+        "meshnode_derp_refused 1",
+        'stun_requests{disposition="success"} 5',
+    ):
+        assert line in page.splitlines()
+
+
+def test_the_command(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "meshnode", "derp", "--listen", "127.0.0.1:0", "--stun", "127.0.0.1:0", "--self-signed",
+        "--host", "127.0.0.1", "--dir", str(tmp_path / "d"), "--open",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    first = process.stdout.readline().split()
+    assert first[0] == "ready" and first[1].startswith("127.0.0.1:") and first[2].startswith("nodekey:")
+    process.send_signal(signal.SIGHUP)
+    process.send_signal(signal.SIGTERM)
+    rest = process.stdout.read()
+    process.stdout.close()
+    assert process.wait(LIMIT_S) == 0
+    region = json.loads(rest.strip().splitlines()[-1])["900"]
+    assert region["Nodes"][0]["CertName"].startswith("sha256-raw:")
+    refused = subprocess.run([*command[:-1]], capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert refused.returncode == 2 and "who may use the relay?" in refused.stderr
