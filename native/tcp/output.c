@@ -255,7 +255,8 @@ static uint32_t next_lost(struct mn_conn *c, const struct mn_chunk *k, uint32_t 
 
 enum {
     PACE_LEAST = 2,                     /* segments of a burst: one ACK's worth */
-    PACE_FREE = MN_CC_INITIAL_SEGMENTS, /* a burst that any path takes: after idle, and for windows no larger */
+    PACE_FREE = MN_CC_INITIAL_SEGMENTS, /* a burst that any path takes: after idle */
+    PACE_WINDOW = 32, /* segments a queue holds at once: the first round trips of slow start are not stretched */
 };
 
 #define PACE_GRAIN (MN_MS / 20) /* nearer than a timer is worth */
@@ -469,7 +470,7 @@ static bool is_paced(const struct mn_conn *c, uint64_t rate)
 {
     const struct mn_send *d = &c->snd;
     bool is_bulk = c->sent.lost > 0 || !mn_seq_lt(d->end, d->nxt + d->mss);
-    return rate != 0 && is_bulk && c->cc.cwnd > PACE_FREE * d->mss && !c->loss.is_forced && !c->loss.in_recovery;
+    return rate != 0 && is_bulk && c->cc.cwnd > PACE_WINDOW * d->mss && !c->loss.is_forced && !c->loss.in_recovery;
 }
 
 void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)
