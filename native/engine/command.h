@@ -64,8 +64,8 @@ struct mn_command {
     };
     uint8_t *blob;
     size_t len;
-    int fd;                 /* LINK_ADOPT's, closed with the command unless it was taken */
     struct ssl_ctx_st *ctx; /* LINK_ADOPT's, given back with the command */
+    int fd;                 /* LINK_ADOPT's, closed with the command unless it was taken */
 };
 
 struct mn_commands {

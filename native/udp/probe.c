@@ -29,9 +29,9 @@ static int open_one(struct sockaddr_in *at)
     return -1;
 }
 
-static bool send_one(struct probe *p, const uint8_t *data, size_t len, uint16_t seg)
+static bool send_one(struct probe *p, uint8_t *data, size_t len, uint16_t seg)
 {
-    struct iovec iov = {(void *)(uintptr_t)data, len};
+    struct iovec iov = {data, len};
     struct mn_control control;
     struct mmsghdr msg = {
         .msg_hdr = {.msg_name = &p->to, .msg_namelen = sizeof p->to, .msg_iov = &iov, .msg_iovlen = 1}};
@@ -74,8 +74,7 @@ static enum mn_probe_result judge(struct probe *p, uint8_t buf[RX_BYTES])
 
 static enum mn_probe_result run(struct probe *p)
 {
-    static const uint8_t end = PLAIN;
-    uint8_t buf[RX_BYTES];
+    uint8_t buf[RX_BYTES], end = PLAIN;
     int on = 1;
     (void)setsockopt(p->rx, IPPROTO_UDP, UDP_GRO, &on, sizeof on);
     for (size_t i = 0; i < sizeof p->sent; i++)

@@ -8,9 +8,8 @@
 
 #define PLAIN_FOR_NS (600ull * 1000000000ull)
 
-enum { SENTINEL_FROM = 8, ECHOES_MAX = 4 };
-
-static const uint8_t sentinel = 0x07; /* no protocol of ours begins so */
+/* No protocol of ours begins with SENTINEL. */
+enum { SENTINEL = 0x07, SENTINEL_FROM = 8, ECHOES_MAX = 4 };
 
 static bool is_plain_destination(const struct mn_socks *s, const struct mn_ep *to)
 {
@@ -156,6 +155,7 @@ struct batch {
     struct mmsghdr msgs[MN_SOCK_RUNS_MAX];
     struct iovec iov[MN_SOCK_RUNS_MAX][2];
     struct mn_control control[MN_SOCK_RUNS_MAX];
+    uint8_t sentinel;
 };
 
 /* Whether the run is one of those that some drivers corrupt. */
@@ -174,7 +174,7 @@ static void fill_message(struct mn_socks *s, struct batch *b, unsigned i, struct
         return;
     mn_control_add_segment(&b->control[i], h, (uint16_t)run->seg);
     if (is_feared(s, run)) {
-        b->iov[i][1] = (struct iovec){(void *)(uintptr_t)&sentinel, 1};
+        b->iov[i][1] = (struct iovec){&b->sentinel, 1};
         h->msg_iovlen = 2;
         s->stats.tx_sentinels++;
     }
@@ -190,6 +190,7 @@ static bool wants_plain(const struct mn_socks *s, const struct mn_sock_run *run)
 static void send_runs(struct mn_socks *s, unsigned first, unsigned end, bool *stall)
 {
     struct batch b;
+    b.sentinel = SENTINEL;
     while (first < end) {
         int err = 0;
         for (unsigned i = first; i < end; i++)
