@@ -27,9 +27,12 @@ from tests.e2e.town import make_town
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md", "docs/quickstart.md", "docs/guides/serve.md", "docs/guides/capability.md", "docs/guides/embedding.md",
+    "docs/guides/wireguard.md",
 ]  # fmt: skip
 TUN_PAGE = "docs/guides/tun.md"
 """Run by tests/e2e/test_tun.py in a namespace of its own: it makes a kernel interface."""
+TOOLS = {"docs/guides/wireguard.md": ("wg",)}
+"""What a page's own subject needs beside those of all."""
 BOUND_S = 60.0
 NOT_RUN = {
     "pip install . && meshnode demo": "the first thing .ci/run does; the demo is tests/e2e/test_demo.py",
@@ -69,7 +72,7 @@ def test_links_lead_somewhere(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_commands_run_and_say_what_the_page_says(page: str) -> None:
-    missing = [tool for tool in ("curl", "openssl", "bash") if shutil.which(tool) is None]
+    missing = [tool for tool in ("curl", "openssl", "bash", *TOOLS.get(page, ())) if shutil.which(tool) is None]
     if missing:
         assert not os.environ.get("CI"), f"needs {', '.join(missing)}"
         pytest.skip(f"needs {', '.join(missing)}")

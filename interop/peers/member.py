@@ -22,7 +22,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,7 +168,7 @@ async def _keepalive(network: Any, seconds: str) -> str:
     return "changed"
 
 
-COMMANDS = {
+COMMANDS: dict[str, Callable[..., Awaitable[str]]] = {
     "ask": _ask,
     "ping": _ping,
     "get": _get,

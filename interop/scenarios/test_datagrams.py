@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
 from interop.bed import Bed
-from interop.lab import Host, until
+from interop.lab import Host, Process, until
 from interop.peers.member import Joining, Member
 from interop.peers.tailscaled import SOCKS5, Tailscaled
 
@@ -68,7 +69,7 @@ def trio(bed: Bed) -> Trio:
     stock, tun = bed.stock("stock"), bed.stock("tun", tun=True)
     for node in (stock, tun):
         server = node.host.start("udp-answer", [sys.executable, "-c", ANSWER])
-        server.wait_until(lambda server=server: "listening" in server.out(), 10.0, "the UDP server listens")
+        server.wait_until(partial(is_listening, server), 10.0, "the UDP server listens")
     member = Member(bed.lab.host("member"), Joining("member", bed.headscale.url, bed.headscale.key()))
     stock.wait_for_peer("member")
     tun.wait_for_peer("member")
@@ -80,11 +81,25 @@ def ask_us(host: Host, address: str, *, port: int = 53, timeout_s: float = 1.0, 
     return host.run(*words, *([SOCKS5] if program is ASK_BY_SOCKS else [])).stdout.strip()
 
 
+def is_listening(server: Process) -> bool:
+    return "listening" in server.out()
+
+
+def says(trio: Trio, wanted: str, *words: str) -> bool:
+    """Whether our answer to this command begins so."""
+    return trio.member.tell(*words).startswith(wanted)
+
+
+def answered(host: Host, address: str) -> bool:
+    """Whether a question from this kernel to us is answered."""
+    return ask_us(host, address) == "FROM STOCK"
+
+
 @pytest.mark.parametrize("whom", ["stock", "tun"])
 def test_our_question_their_answer(trio: Trio, whom: str) -> None:
     node: Tailscaled = getattr(trio, whom)
     for host in (whom, *node.addresses):
-        until(lambda host=host: trio.member.tell("ask", host, "5300", "hello").startswith("HELLO from "), 15.0, host)
+        until(partial(says, trio, "HELLO from ", "ask", host, "5300", "hello"), 15.0, host)
 
 
 def test_a_closed_port_of_a_kernel_is_refused(trio: Trio) -> None:
@@ -94,7 +109,7 @@ def test_a_closed_port_of_a_kernel_is_refused(trio: Trio) -> None:
 
 def test_their_question_our_answer_from_a_kernel(trio: Trio) -> None:
     for address in trio.member.addresses:
-        until(lambda address=address: ask_us(trio.tun.host, address) == "FROM STOCK", 15.0, address)
+        until(partial(answered, trio.tun.host, address), 15.0, address)
         assert ask_us(trio.tun.host, address, port=54) == "ConnectionRefusedError"
 
 
@@ -107,7 +122,7 @@ def test_their_question_our_answer_from_userspace_by_socks(trio: Trio) -> None:
 def test_echoes_both_ways(trio: Trio, whom: str) -> None:
     node: Tailscaled = getattr(trio, whom)
     for host in node.addresses:
-        until(lambda host=host: trio.member.tell("ping", host, "1000").startswith(f"pong from {host} in "), 15.0, host)
+        until(partial(says, trio, f"pong from {host} in ", "ping", host, "1000"), 15.0, host)
     assert "pong from member" in node.cli("ping", "--icmp", "-c", "1", "member").stdout
     if whom == "tun":
         for address in trio.member.addresses:

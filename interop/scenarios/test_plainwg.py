@@ -2,7 +2,7 @@
 
 One process of ours is in two networks at once, `red` (wireguard-go, IPv4 outside, an odd MTU) and `blue` (boringtun,
 IPv6 outside, a preshared key), and both use the same addresses inside. The numbers in brackets are the scenarios of
-WireGuard's own test, netns.sh, in the order of docs/guides/wireguard.md, which says where the others are.
+WireGuard's own test, netns.sh, listed in docs/guides/wireguard.md, which says where the others are.
 """
 
 from __future__ import annotations

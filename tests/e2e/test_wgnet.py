@@ -386,6 +386,22 @@ def test_points_of_low_order_get_no_packet() -> None:
     run("asyncio", work)
 
 
+def test_a_peer_that_is_ourselves() -> None:
+    """A peer whose endpoint is our own port: what is sent there comes back, is nobody's, and makes no storm."""
+
+    async def work() -> None:
+        one, other = end(1, free_port()), end(2, free_port())
+        loop = replace(end(9).peer(), host="127.0.0.1", port=one.port, keepalive_s=1)
+        async with WireGuardNetwork(other.config(one.peer())), WireGuardNetwork(one.config(loop, other.peer())) as here:
+            with pytest.raises(TimedOut):
+                await here.ping("10.0.0.9", timeout=0.5)
+            stats = here._inside().engine.stats()
+            assert stats["wg_tx_initiation"] <= 3 and stats["wg_tx_response"] == 0
+            await here.ping("10.0.0.2")
+
+    run("asyncio", work)
+
+
 def test_very_large_configurations() -> None:
     async def work() -> None:
         one, other = end(1), end(2, free_port())

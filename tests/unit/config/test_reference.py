@@ -37,7 +37,8 @@ socks5 = "127.0.0.1:1080"
 ```
 
 Several: `[networks.NAME.tailscale]` and so on, chosen with `--network NAME` or `MESHNODE_NETWORK`; each has a
-state directory of its own.
+state directory of its own. A network may have `[wireguard]` in the place of `[tailscale]`: [plain WireGuard
+networks](../guides/wireguard.md) run beside the chosen tailnet. `--wireguard FILE` runs one of them alone.
 
 This page is generated from the fields of `meshnode/config/model.py`.
 """
