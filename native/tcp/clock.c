@@ -127,8 +127,10 @@ static void fire_idle(struct mn_stack *s, struct mn_conn *c)
         if (c->snd.una == c->snd.nxt)
             mn_sent_free(s, c);
     }
-    if (c->rcv.ring.data != NULL && c->rcv.early.count == 0 && mn_conn_unread(c) == 0)
+    if (c->rcv.ring.data != NULL && c->rcv.early.count == 0 && mn_conn_unread(c) == 0) {
         mn_ring_free(s, &c->rcv.ring);
+        mn_receive_forget_early(s, c);
+    }
     if (c->snd.ring.data != NULL || c->rcv.ring.data != NULL)
         mn_conn_set_timer(s, c, MN_T_IDLE, s->now + MN_IDLE_RING);
 }
