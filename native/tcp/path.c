@@ -15,6 +15,8 @@ static void set_mss(struct mn_conn *c, uint32_t mss)
 {
     c->snd.mss = mss;
     c->cc.mss = mss;
+    if (c->cc.cwnd < mss)
+        c->cc.cwnd = mss; /* or no full segment could ever leave */
 }
 
 void mn_path_on_timeout(struct mn_stack *s, struct mn_conn *c)

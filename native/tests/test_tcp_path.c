@@ -115,6 +115,24 @@ static void test_path_that_was_away(void)
     rig_stop(&p.r);
 }
 
+/* The size is back while the window is still one small segment: it holds a full one at once, or none would leave. */
+static void test_window_holds_a_full_segment(void)
+{
+    struct far p;
+    start(&p, MSS);
+    for (int i = 0; i < 200; i++) {
+        rig_write(&p.r, g_bytes, 1500);
+        step(&p, false);
+    }
+    struct mn_conn *c = block(&p);
+    CHECK_INT(c->snd.mss, 536);
+    CHECK(c->cc.cwnd < MSS);
+    mn_path_on_arrival(c, MSS);
+    CHECK_INT(c->snd.mss, MSS);
+    CHECK(c->cc.cwnd >= MSS);
+    rig_stop(&p.r);
+}
+
 static void test_small_segments_suspect_nothing(void)
 {
     struct far p;
@@ -202,6 +220,7 @@ int main(void)
 {
     RUN(test_black_hole);
     RUN(test_path_that_was_away);
+    RUN(test_window_holds_a_full_segment);
     RUN(test_small_segments_suspect_nothing);
     RUN(test_info);
     RUN(test_unsent_is_bounded);
