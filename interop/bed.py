@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -20,10 +21,12 @@ from interop.peers.derper import Derper
 from interop.peers.headscale import Headscale
 from interop.peers.meshnode import Meshnode
 from interop.peers.origin import start_origin
+from interop.peers.relay import OurRelay
 from interop.peers.tailscaled import Tailscaled
 
-RelayKind = Literal["derper", "pinned", "embedded"]
-"""derper with a certificate of the lab's authority; derper with its own, pinned; Headscale's own relay."""
+RelayKind = Literal["derper", "pinned", "embedded", "ours", "ours-pinned"]
+"""derper with a certificate of the lab's authority; derper with its own, pinned; Headscale's own relay; `meshnode derp`
+in both ways."""
 MIB = 1 << 20
 FULL = os.environ.get("MESHNODE_INTEROP_FULL") == "1"
 
@@ -65,6 +68,7 @@ class Bed:
     relay_kind: RelayKind
     authority: Authority | None
     derper: Derper | None = None
+    relay: OurRelay | None = None
     _fetches: int = field(default=0)
 
     def files(self, host: Host, greeting: str) -> Path:
@@ -126,15 +130,19 @@ class Bed:
         return got
 
 
-def make_bed(lab: Lab, relay: RelayKind = "derper", *, tuned: bool = True) -> Bed:
-    """Start relay and control on the hub of `lab`."""
+def make_bed(lab: Lab, relay: RelayKind = "derper", *, tuned: bool = True, options: Sequence[str] = ("--open",)) -> Bed:
+    """Start relay and control on the hub of `lab`. options: of a relay of ours."""
     authority = None
-    if relay != "pinned":
+    if relay not in ("pinned", "ours-pinned"):
         authority = Authority.create(lab.folder / "ca")
         lab.environment["SSL_CERT_FILE"] = str(authority.ca)
     if relay == "embedded":
         headscale = Headscale(lab.hub, tuned=tuned, embedded_relay=True, authority=authority)
         return Bed(lab, headscale.start(), relay, authority)
+    if relay in ("ours", "ours-pinned"):
+        ours = OurRelay(lab.hub, authority=authority, options=options).start()
+        headscale = Headscale(lab.hub, tuned=tuned, relay_map=ours.relay_map)
+        return Bed(lab, headscale.start(), relay, authority, relay=ours)
     derper = Derper(lab.hub, authority).start()
     headscale = Headscale(lab.hub, tuned=tuned, relay_map=derper.relay_map)
     return Bed(lab, headscale.start(), relay, authority, derper)

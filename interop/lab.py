@@ -212,6 +212,19 @@ class Host:
         )
         self._nft(rules)
 
+    def cut_tcp(self, address: str, port: int) -> None:
+        """Refuse TCP from here to one address and port, until the lab ends."""
+        rules = "\n".join(
+            [
+                "table ip mnrefuse {",
+                "chain out { type filter hook output priority -200 ;",
+                f"ip daddr {address} tcp dport {port} reject with tcp reset",
+                "}",
+                "}",
+            ]
+        )
+        self._nft(rules)
+
     def heal_udp(self) -> None:
         self._nft("delete table inet mncut")
 

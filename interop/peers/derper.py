@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from interop.build import binary
@@ -28,6 +29,9 @@ class Derper:
 
     host: Host
     authority: Authority | None = None
+    mesh_key: Path | None = None
+    """File with the key that the relays of a region share."""
+    mesh_with: str = ""
     process: Process | None = None
 
     def start(self) -> Derper:
@@ -40,6 +44,8 @@ class Derper:
         argv = [str(binary("tailscale", "derper")), "-a", f"{self.host.v4}:{PORT}", "-http-port", "-1"]
         argv += ["-stun-port", str(STUN_PORT), "-c", str(folder / "derper.key")]
         argv += ["-certmode", "manual", "-certdir", str(folder), "-hostname", self.host.v4]
+        if self.mesh_key is not None:
+            argv += ["-mesh-psk-file", str(self.mesh_key), "-mesh-with", self.mesh_with]
         self.process = self.host.start("derper", argv)
         self.process.wait_until(self._answers, READY_S, "derper answers /generate_204")
         return self

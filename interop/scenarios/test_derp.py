@@ -1,0 +1,124 @@
+"""`meshnode derp` as the relay of a tailnet: stock nodes old and new, Headscale's say, neighbours of both kinds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from interop.bed import Bed, RelayKind, make_bed
+from interop.certs import Authority
+from interop.lab import Lab, until
+from interop.peers.derper import PORT, REGION, Derper
+from interop.peers.headscale import Headscale
+from interop.peers.meshnode import Meshnode
+from interop.peers.relay import OurRelay
+from interop.peers.tailscaled import Tailscaled
+
+MESH_KEY = "5c" * 32
+
+
+@dataclass
+class Town:
+    bed: Bed
+    stock: Tailscaled
+    other: Tailscaled
+    mesh: Meshnode
+
+    @property
+    def relay(self) -> OurRelay:
+        assert self.bed.relay is not None
+        return self.bed.relay
+
+
+@pytest.fixture(scope="module", params=["ours", "ours-pinned"])
+def region(request: pytest.FixtureRequest, peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
+    kind: RelayKind = request.param
+    with Lab(tmp_path_factory.mktemp(f"derp-{kind}")) as lab:
+        bed = make_bed(lab, kind)
+        stock = bed.stock("stock")
+        other = bed.stock("other", release="tailscale_oldest" if kind == "ours" else "tailscale")
+        mesh = bed.mesh("mesh")
+        for node in (stock, other):
+            node.wait_for_peer("mesh")
+        mesh.wait_for_peer("stock")
+        yield Town(bed, stock, other, mesh)
+
+
+def test_stock_clients_are_relayed_and_heal(region: Town) -> None:
+    bed, stock, other, mesh = region.bed, region.stock, region.other, region.mesh
+    before = region.relay.metric("derp_packets_received")
+    stock.host.cut_udp()
+    try:
+        assert "DERP(lab)" in stock.wait_until_relayed("other")
+        bed.expect_hello(stock, "other", "other")
+        bed.expect_hello(other, "stock", "stock")
+        bed.expect_hello(stock, "mesh", "mesh")
+        bed.expect_hello(mesh, "stock", "stock")
+    finally:
+        stock.host.heal_udp()
+    stock.wait_until_direct("mesh", 30.0)
+    assert region.relay.metric("derp_packets_received") > before
+    assert region.relay.metric("derp_current_home_connections") == 3
+
+
+def test_netcheck_and_debug_derp_find_nothing_wrong(region: Town) -> None:
+    report = region.stock.cli("netcheck").stdout
+    assert "UDP: true" in report and "lab" in report, report
+    assert "- lab: " in report, report
+    said = json.loads(region.stock.cli("debug", "derp", "lab").stdout)
+    assert any("Successfully established a DERP connection" in line for line in said["Info"]), said
+    assert any("returned IPv4 STUN response" in line for line in said["Info"]), said
+    # It tries the IPv4 address over IPv6 as well, whatever relay it is.
+    assert all("over IPv6" in line for line in said["Errors"] or []), said
+
+
+def test_what_headscale_does_not_know_stays_out(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """--verify-url: members come in, a removed node is cut off within the minute, strangers never."""
+    with Lab(tmp_path_factory.mktemp("verify")) as lab:
+        bed = make_bed(lab, "ours", options=("--verify-url", f"http://{lab.hub.v4}:8080/verify"))
+        assert bed.relay is not None
+        relay = bed.relay
+        assert bed.headscale.url.endswith(":8080"), bed.headscale.url
+        stock, mesh = bed.stock("stock"), bed.mesh("mesh")
+        mesh.wait_for_peer("stock")
+        stock.host.cut_udp()
+        stock.wait_until_relayed("mesh")
+        assert relay.metric("derp_current_connections") == 2
+        bed.headscale.delete_node("stock")
+        until(lambda: relay.metric("derp_current_connections") == 1, 60.0, "the removed node is cut off")
+        assert relay.metric("meshnode_derp_revoked") == 1
+
+
+def test_a_region_of_ours_and_derper(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Both relays watch each other: a client that holds only one of them reaches a client of the other."""
+    with Lab(tmp_path_factory.mktemp("mesh")) as lab:
+        authority = Authority.create(lab.folder / "ca")
+        lab.environment["SSL_CERT_FILE"] = str(authority.ca)
+        key = lab.hub.folder / "mesh.key"
+        key.write_text(MESH_KEY)
+        key.chmod(0o600)
+        far, alone = lab.host("far"), lab.host("alone")
+        with_derper = ("--mesh-key", f"file:{key}", "--mesh", f"{lab.hub.v4}:{PORT}", "--ca-file", str(authority.ca))
+        ours = OurRelay(far, authority=authority, options=("--open", *with_derper)).start()
+        derper = Derper(lab.hub, authority, mesh_key=key, mesh_with=f"{far.v4}:{ours.port}").start()
+        until(lambda: ours.metric("derp_watchers") >= 1, 30.0, "derper watches us")
+        relays = derper.relay_map
+        (node,) = ours.relay_map["regions"][REGION]["nodes"]
+        relays["regions"][REGION]["nodes"].append({**node, "name": f"{REGION}b"})
+        bed = Bed(lab, Headscale(lab.hub, relay_map=relays).start(), "derper", authority, derper)
+        stock = bed.stock("stock")
+        until(lambda: ours.metric("derp_clients_remote") >= 1, 30.0, "ours learns of derper's client")
+        alone.cut_tcp(lab.hub.v4, PORT)
+        alone.cut_udp()
+        directory = bed.files(alone, "hello from alone\n")
+        mesh = Meshnode(
+            alone, "alone", bed.headscale.url, key=bed.headscale.key(), serve=[f"http:80={directory}"]
+        ).start()  # fmt: skip
+        mesh.wait_for_peer("stock")
+        stock.wait_for_peer("alone")
+        bed.expect_hello(mesh, "stock", "stock")
+        bed.expect_hello(stock, "alone", "alone")
+        assert ours.metric("derp_packets_forwarded_in") > 0 and ours.metric("derp_packets_forwarded_out") > 0
