@@ -149,6 +149,8 @@ bool mn_tcp_take_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segm
             g->ack == d->una && d->una != d->nxt && g->len == 0 && (g->flags & MN_TCP_FIN) == 0 && d->wnd == old_wnd;
         if (d->wnd > 0 && d->una == d->nxt)
             c->rtt.backoff = 0; /* the persist timer's: the window is open again */
+        if (d->wnd > 0 && old_wnd == 0 && d->stuck_at != 0 && !c->is_orphan)
+            d->stuck_at = s->now; /* while it was shut there could be no progress */
     }
     if (c->ecn_on && (g->flags & MN_TCP_ECE) != 0 && !is_old)
         mn_loss_on_mark(s, c);

@@ -363,6 +363,54 @@ static void test_zero_window_is_probed_for_ever(void)
     rig_stop(&r);
 }
 
+/* A window shut over what is out: an hour of it is the peer's right, and once it opens the peer has its time again. */
+static void test_window_opens_after_an_hour_over_what_is_out(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = MSS, .wnd = 10000});
+    rig_write(&r, g_bytes, 2 * MSS);
+    CHECK_INT(count_out(&r), 2 * MSS);
+    struct mn_segment shut = rig_segment(&f, A, NULL, 0);
+    shut.wnd = 0;
+    for (int i = 0; i < 360; i++) {
+        rig_in(&r, shut);
+        drain(&r);
+        rig_advance(&r, 10 * MN_SECOND);
+    }
+    CHECK_INT(r.closed, 0);
+    ack(&r, &f, f.us); /* open again, and nothing of what is out was taken */
+    for (int i = 0; i < 60; i++) {
+        drain(&r);
+        rig_advance(&r, 10 * MN_SECOND);
+    }
+    CHECK_INT(r.closed, 0);
+    drain(&r);
+    f.us += 2 * MSS;
+    ack(&r, &f, f.us);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+/* A peer that answers whatever comes, through an open window, and never acknowledges: answers are no progress. */
+static void test_answers_without_progress_end(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = MSS, .wnd = 10000});
+    rig_write(&r, g_bytes, 2 * MSS);
+    int seconds = 0;
+    for (; seconds < 2000 && r.closed == 0; seconds++) {
+        drain(&r);
+        ack(&r, &f, f.us);
+        rig_advance(&r, MN_SECOND);
+    }
+    drain(&r);
+    CHECK_INT(r.err, ETIMEDOUT);
+    CHECK(seconds >= 900 && seconds < 1100);
+    rig_stop(&r);
+}
+
 static void test_lost_window_update_is_recovered(void)
 {
     struct rig r;
@@ -634,6 +682,8 @@ int main(void)
     RUN(test_partial_ack_retransmits_the_next_hole);
     RUN(test_window_updates_are_no_duplicates);
     RUN(test_zero_window_is_probed_for_ever);
+    RUN(test_window_opens_after_an_hour_over_what_is_out);
+    RUN(test_answers_without_progress_end);
     RUN(test_lost_window_update_is_recovered);
     RUN(test_silent_peer_with_zero_window_times_out);
     RUN(test_orphan_does_not_probe_for_ever);
