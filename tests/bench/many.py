@@ -234,7 +234,7 @@ async def serve() -> None:
             case "facts":
                 answer = crowd.facts()
             case "totals":
-                answer = {"totals": [c.total for c in counts if not c.is_slow]}
+                answer = {"totals": [c.total for c in counts if not c.is_slow], "slow": sum(c.is_slow for c in counts)}
         print(json.dumps(answer), flush=True)
     accepting.cancel()
     started = time.monotonic()
@@ -296,6 +296,17 @@ async def make_pumps(crowd: Crowd, target: IPv4Address, count: int, kind: bytes)
     return pumps
 
 
+async def settled(other: Other, active: int, slow: int) -> None:
+    """Until the other end has read of every connection which kind it is; 30 s at most."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        answer = other.ask("totals")
+        if answer["slow"] == slow and len(answer["totals"]) == active and min(answer["totals"]) > 0:
+            return
+        await asyncio.sleep(0.02)
+    raise SystemExit(f"not all of {active} active and {slow} slow connections were told of within 30 s")
+
+
 async def one_phase(other: Other, pumps: list[Pump], seconds: float) -> dict[str, Any]:
     before = other.ask("totals")["totals"]
     for pump in pumps:
@@ -328,8 +339,10 @@ async def drive(options: argparse.Namespace) -> dict[str, Any]:
     say(str(result["idle"]))
     other.ask("busy")
     active = await make_pumps(crowd, target, options.active, b"a")
+    await settled(other, options.active, 0)
     result["alone"] = [await one_phase(other, active, options.seconds)]
     slow = await make_pumps(crowd, target, options.slow, b"s")
+    await settled(other, options.active, options.slow)
     for pump in slow:
         pump.start()
     result["beside slow readers"] = []

@@ -22,7 +22,8 @@ Rows (each lasts --seconds):
 
 one, eight     upload on 1 and 8 streams, Gbit of payload per second from the receiver's first byte to its last;
                with core-seconds per Gbit of all processes (`core_s`) and of the nodes alone where these are not
-               the programs that use them (`node_core_s`), and the peak RSS of either node (`rss_mib`)
+               the programs that use them (`node_core_s`), the peak RSS of either node (`rss_mib`), and what the
+               least served of eight streams moved as a part of the most served (`least_of_most`)
 bidi           one stream each way at once, sum
 echo1, echo64  one byte there and back on 1 and 64 connections, µs, p50 and p99 over all
 churn          connect + one echoed byte + close, one after the other, per second
@@ -238,6 +239,9 @@ class Pair:
         answer = self.a.ask("upload", **self.words(streams=streams, seconds=seconds))
         rate, gbit = judge(self.name, answer["reports"])
         figures = {"gbit_s": rate, "core_s": (cpu_s(self.pids) - before) / gbit}
+        if streams > 1:
+            came = [report[1] for report in answer["reports"]]
+            figures["least_of_most"] = min(came) / max(came)
         if self.nodes:
             figures["node_core_s"] = (cpu_s(self.nodes) - before_nodes) / gbit
         figures["rss_mib"] = max(memory_mib(pid, "VmHWM") for pid in self.programs)
