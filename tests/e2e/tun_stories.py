@@ -71,7 +71,8 @@ async def through(reader: asyncio.StreamReader, writer: Any, data: bytes = BYTES
 
 
 async def ping(target: str) -> bool:
-    process = await asyncio.create_subprocess_exec("ping", "-c", "1", "-W", "5", target, stdout=-3)
+    """One answer of several: the first may be lost with a handshake, as on any network."""
+    process = await asyncio.create_subprocess_exec("ping", "-c", "5", "-W", "5", target, stdout=-3)
     return await process.wait() == 0
 
 
