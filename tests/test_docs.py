@@ -155,3 +155,34 @@ def expect(page: str, wanted: str, text: str) -> None:
             place += 1
         assert place < len(lines), f"{page} promises {line!r}; the output is\n{text}"
         place += 1
+
+
+def checked_names() -> dict[str, str]:
+    """File stem → text of all test files with that stem; packet scripts and benches by the names they go by."""
+    texts: dict[str, str] = {}
+    for folder in ("native/tests", "native/fuzz", "tests", "interop/scenarios"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".c", ".py", ".pkt"):
+                texts.setdefault(path.name if path.suffix == ".pkt" else path.stem, "")
+                texts[path.name if path.suffix == ".pkt" else path.stem] += path.read_text()
+    return texts | {f"tests.bench.{path.stem}": "" for path in (ROOT / "tests/bench").glob("*.py")}
+
+
+def test_the_checklist_of_the_data_plane_names_tests_that_exist() -> None:
+    plan = (ROOT / "docs/protocol/dataplane.md").read_text().split("## 11. ")[1].split("\n## ")[0]
+    asked = set(re.findall(r"\b(?:WG|IO|IP|T|PY|PF|TN)-\d\d\b", plan))
+    page = (ROOT / "docs/protocol/conformance.md").read_text()
+    table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("| ")]
+    rows = [row for row in table if re.fullmatch(r"[A-Z]+-\d\d", row[0])]
+    assert sorted(line for line, _, _ in rows) == sorted(asked)
+    files = checked_names()
+    for line, shown, remark in rows:
+        assert shown or remark.startswith("not done: "), f"{line}: neither a test nor a reason"
+        assert not remark or remark.startswith(("not done: ", "partly: ")), f"{line}: {remark}"
+        for group in shown.split(";"):
+            stem = ""
+            for name in re.findall(r"`([^`]+)`", group):
+                function = rf"^(?:static void|(?:async )?def) {re.escape(name)}\("
+                if not re.search(function, files.get(stem, ""), re.MULTILINE):
+                    assert name in files, f"{line}: no {name} in {stem or 'any file'}"
+                    stem = name
