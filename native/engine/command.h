@@ -52,11 +52,12 @@ struct mn_prefix {
 };
 
 struct mn_command {
+    uint64_t req;
+    uint32_t number; /* backlog, payload size, keep-alive seconds */
+    int fd;          /* LINK_ADOPT's, closed with the command unless it was taken */
     uint8_t kind;
     uint8_t mode;
     uint16_t region;
-    uint32_t number; /* backlog, payload size, keep-alive seconds */
-    uint64_t req;
     struct mn_ep ep;
     union {
         uint8_t key[32];
@@ -65,7 +66,6 @@ struct mn_command {
     uint8_t *blob;
     size_t len;
     struct ssl_ctx_st *ctx; /* LINK_ADOPT's, given back with the command */
-    int fd;                 /* LINK_ADOPT's, closed with the command unless it was taken */
 };
 
 struct mn_commands {
