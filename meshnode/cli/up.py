@@ -186,7 +186,10 @@ def _group(config: Config) -> Group:
     for entry in config.plain:
         from meshnode.node.wgnet import WireGuardNetwork
 
-        plain.append(WireGuardNetwork.from_file(entry.config_file, name=entry.name))
+        network = WireGuardNetwork.from_file(
+            entry.config_file, name=entry.name, tcp_memory=entry.tunnel.tcp_memory, tcp_ecn=entry.tunnel.tcp_ecn
+        )
+        plain.append(network)
     return Group(node, plain)
 
 

@@ -19,6 +19,7 @@ from meshnode.base.errors import ConfigError
 from meshnode.config.model import (
     MEMORY,
     SECTIONS,
+    TCP_ECN,
     Config,
     PlainNetwork,
     Secret,
@@ -38,6 +39,8 @@ MTU_RANGE: Final = (1280, 1420)
 """IPv6 needs 1280; above 1420 a tunnel packet no longer fits an Ethernet frame."""
 
 INTERFACE_NAME_MAX: Final = 15
+TCP_MEMORY_MIN: Final = 1 << 20
+"""Bytes; below this a handful of connections would starve one another."""
 
 ReadText = Callable[[str], str]
 
@@ -118,7 +121,9 @@ def load(
     if not picked.has_tailnet and sections["tunnel"].tun:
         raise ConfigError("tun: a plain WireGuard network has no kernel interface here; wg-quick makes one")
     if not picked.has_tailnet and len(plain) == 1:
-        plain[0] = replace(plain[0], tunnel=Tunnel())  # it is the one that flags and variables speak of
+        # It is the one that flags and variables speak of; its doors are the process's.
+        own = sections["tunnel"]
+        plain[0] = replace(plain[0], tunnel=Tunnel(tcp_memory=own.tcp_memory, tcp_ecn=own.tcp_ecn))
     elif not picked.has_tailnet and sections["tunnel"].serve:
         names = " or ".join(f"[networks.{entry.name}.tunnel]" for entry in plain)
         raise ConfigError(f"serve: in which network? There are several; write it into {names} of the file")
@@ -418,6 +423,17 @@ def check_tun(text: str) -> tuple[str, str]:
     return "", text
 
 
+def check_tcp_memory(value: int) -> tuple[str, int]:
+    """(problem or '', the bytes). 0 lets the engine choose."""
+    fine = value == 0 or TCP_MEMORY_MIN <= value < 1 << 63
+    return ("" if fine else f"{value} is no amount of memory; use {TCP_MEMORY_MIN} bytes or more, or 0"), value
+
+
+def check_tcp_ecn(word: str) -> tuple[str, str]:
+    """(problem or '', the word)."""
+    return ("" if word in TCP_ECN else f"{word!r} is none of {', '.join(TCP_ECN)}"), word
+
+
 def _check_port(value: int) -> tuple[str, int]:
     return ("" if 0 <= value <= 65535 else f"{value} is no port; use 0 to 65535"), value
 
@@ -460,5 +476,6 @@ _CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
     "mtu": _check_mtu,
     "socks5": _check_door,
     "tun": check_tun,
+    "tcp_memory": check_tcp_memory,
     "serve": _check_serve,
 }

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 DEFAULT_CONTROL_URL: Final = "https://controlplane.tailscale.com"
 DEFAULT_MTU: Final = 1280
+TCP_ECN: Final = ("accept", "ask", "off")
 MEMORY: Final = "mem:"
 """The state directory that is none: identity in memory, logout at the end."""
 
@@ -131,7 +132,7 @@ class Wireguard:
 
 @dataclass(frozen=True, slots=True)
 class Tunnel:
-    """`[tunnel]`: what is served into the network, and the doors out of it."""
+    """`[tunnel]`: what is served into the network, the doors out of it, and how its TCP behaves."""
 
     serve: tuple[str, ...] = setting(
         (),
@@ -142,6 +143,19 @@ class Tunnel:
         "", "kernel interface to make: every program of this machine reaches peers; needs CAP_NET_ADMIN", metavar="NAME"
     )
     socks5: str = setting("", "SOCKS5 door into the tailnet", metavar="HOST:PORT", aliases=("TS_SOCKS5_SERVER",))
+    tcp_memory: int = setting(
+        0,
+        "most that all TCP connections of the network together may hold, at least 1048576; windows shrink before that; "
+        "0: 256 MiB or an eighth of the machine's memory, whichever is less",
+        unit="bytes",
+        flag=False,
+    )
+    tcp_ecn: str = setting(
+        "accept",
+        "congestion marks on TCP connections: accept agrees when a peer asks, ask asks as well, off does neither",
+        choices=TCP_ECN,
+        flag=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,14 @@ class House:
         gso, gro = offloads(node.udp_gso, node.udp_gro)
         try:
             self.engine = await Engine.start(
-                state.node, port=node.port, mtu=node.mtu, timestamp_floor=state.timestamp_floor, gso=gso, gro=gro
+                state.node,
+                port=node.port,
+                mtu=node.mtu,
+                timestamp_floor=state.timestamp_floor,
+                gso=gso,
+                gro=gro,
+                tcp_memory=node.tcp_memory,
+                tcp_ecn=node.tcp_ecn,
             )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE

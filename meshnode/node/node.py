@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.base.addr import IP, parse_ip, split_host_port
 from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady
-from meshnode.config.load import check_control_url, check_hostname, check_tun
+from meshnode.config.load import check_control_url, check_hostname, check_tcp_ecn, check_tcp_memory, check_tun
 from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Secret
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
@@ -62,6 +62,8 @@ class Node(Network):
         udp_gso: str = "auto",
         udp_gro: str = "auto",
         tun: str = "",
+        tcp_memory: int = 0,
+        tcp_ecn: str = "accept",
         clock: Clock | None = None,
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
@@ -69,6 +71,8 @@ class Node(Network):
         port: UDP port, 0 = any. paths: see `set_paths`.
         udp_gso: "auto", "off" or "never-equal-tail"; udp_gro: "auto" or "off": see docs/reference/configuration.md.
         tun: name of a kernel interface to make, for every program of this machine; needs CAP_NET_ADMIN.
+        tcp_memory: bytes that all TCP connections together may hold, 0 = the engine's choice; tcp_ecn: congestion
+        marks, "accept", "ask" or "off": see docs/reference/configuration.md.
         plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
@@ -82,6 +86,12 @@ class Node(Network):
         problem, self.tun = check_tun(tun)
         if problem:
             raise ConfigError(f"tun: {problem}")
+        problem, self.tcp_memory = check_tcp_memory(tcp_memory)
+        if problem:
+            raise ConfigError(f"tcp_memory: {problem}")
+        problem, self.tcp_ecn = check_tcp_ecn(tcp_ecn)
+        if problem:
+            raise ConfigError(f"tcp_ecn: {problem}")
         self.auth_key = auth_key if isinstance(auth_key, Secret) else Secret(auth_key)
         directory = os.fspath(state_dir)
         self.state_dir = "" if directory == MEMORY or (ephemeral and not directory) else directory or _usual()
@@ -128,6 +138,8 @@ class Node(Network):
             udp_gso=tailscale.udp_gso,
             udp_gro=tailscale.udp_gro,
             tun=config.tunnel.tun,
+            tcp_memory=config.tunnel.tcp_memory,
+            tcp_ecn=config.tunnel.tcp_ecn,
         )
 
     # --- life ---

@@ -26,6 +26,7 @@ from meshnode.base.addr import IP, Endpoint, Prefix, parse_ip
 from meshnode.base.bounds import WGCONF_MAX
 from meshnode.base.errors import ConfigError, DialError, ListenError, NameNotFound, PeerOffline
 from meshnode.base.keys import NodePublic
+from meshnode.config.load import check_tcp_ecn, check_tcp_memory
 from meshnode.config.wgconf import WgConfig, WgPeer, parse_wgconf
 from meshnode.core.whereabouts import Action, Resolve, Whereabouts
 from meshnode.netmap.rules import allow_all
@@ -62,10 +63,26 @@ class WireGuardNetwork(Network):
     """A plain WireGuard network. Enter it to start, leave it to stop."""
 
     def __init__(
-        self, config: WgConfig, *, name: str = "wireguard", look_up: LookUp | None = None, clock: Clock | None = None
+        self,
+        config: WgConfig,
+        *,
+        name: str = "wireguard",
+        look_up: LookUp | None = None,
+        tcp_memory: int = 0,
+        tcp_ecn: str = "accept",
+        clock: Clock | None = None,
     ) -> None:
-        """name: for logs and status. look_up: how names of endpoints become addresses; the system's if None."""
+        """name: for logs and status. look_up: how names of endpoints become addresses; the system's if None.
+
+        tcp_memory, tcp_ecn: as of `Node`. Raises ConfigError.
+        """
         super().__init__()
+        problem, self.tcp_memory = check_tcp_memory(tcp_memory)
+        if problem:
+            raise ConfigError(f"tcp_memory: {problem}")
+        problem, self.tcp_ecn = check_tcp_ecn(tcp_ecn)
+        if problem:
+            raise ConfigError(f"tcp_ecn: {problem}")
         self.name = name
         self.config = config
         self.mtu = config.mtu
@@ -102,7 +119,9 @@ class WireGuardNetwork(Network):
             raise RuntimeError("a WireGuardNetwork is entered once; make another one")
         config = self.config
         try:
-            engine = await Engine.start(config.private, port=config.port, mtu=config.mtu)
+            engine = await Engine.start(
+                config.private, port=config.port, mtu=config.mtu, tcp_memory=self.tcp_memory, tcp_ecn=self.tcp_ecn
+            )
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             tip = "another program has it; choose another ListenPort, or leave it out" if taken else "check its limits"

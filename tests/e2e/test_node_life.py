@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from meshnode.base.errors import EngineError, KeyExpired, NameNotFound
+from meshnode.base.errors import ConfigError, EngineError, KeyExpired, NameNotFound
 from meshnode.base.keys import NodePublic
+from meshnode.config.model import Config, Tunnel
 from meshnode.control.server import ControlServer
 from meshnode.netmap.model import Peer
 from meshnode.node.node import Node
@@ -191,3 +193,33 @@ def test_a_bug_ends_the_node_loudly(monkeypatch: pytest.MonkeyPatch) -> None:
                 assert isinstance((await node.wait_failed()).__cause__, RuntimeError)
 
     run("asyncio", work)
+
+
+def test_tcp_settings_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    from meshnode.engine.engine import Engine
+
+    given: list[tuple[object, object]] = []
+    start = Engine.start
+
+    async def note(*args: Any, **options: Any) -> Engine:
+        given.append((options["tcp_memory"], options["tcp_ecn"]))
+        return await start(*args, **options)
+
+    monkeypatch.setattr(Engine, "start", note)
+
+    async def work() -> None:
+        async with make_town() as town:
+            one = await town.join("one", tcp_memory=2 << 20, tcp_ecn="ask")
+            other = await town.join("other")
+            await see_each_other(one, other)
+            await other.start_server(echo, 80)
+            assert await talk(one, "other") == b"hello"
+
+    run("asyncio", work)
+    assert given == [(2 << 20, "ask"), (0, "accept")]
+    node = Node.from_config(Config(tunnel=Tunnel(tcp_memory=3 << 20, tcp_ecn="off")))
+    assert (node.tcp_memory, node.tcp_ecn) == (3 << 20, "off")
+    with pytest.raises(ConfigError, match="tcp_memory: 7 is no amount of memory"):
+        Node(tcp_memory=7)
+    with pytest.raises(ConfigError, match="tcp_ecn: 'maybe' is none of accept, ask, off"):
+        Node(tcp_ecn="maybe")

@@ -417,6 +417,38 @@ def test_very_large_configurations() -> None:
     run("asyncio", work)
 
 
+def test_tcp_memory_bounds_every_connection_together() -> None:
+    """A receiver that reads nothing fills no more than its network may hold."""
+
+    async def work() -> None:
+        one, other = end(1), end(2, free_port())
+        async with (
+            WireGuardNetwork(other.config(one.peer()), tcp_memory=1 << 20, tcp_ecn="ask") as there,
+            WireGuardNetwork(one.config(other.peer()), tcp_ecn="off") as here,
+        ):
+            listener = await there.listen(7)
+            async with asyncio.TaskGroup() as tasks, AsyncExitStack() as stack:
+                senders = []
+                for _ in range(8):
+                    sock = await here.connect(str(other.addresses[0]), 7)
+                    stack.callback(sock.close)
+                    stack.callback((await anext(listener)).close)
+                    loop = asyncio.get_running_loop()
+                    senders.append(tasks.create_task(loop.sock_sendall(sock, bytes(4 << 20))))
+                engine = there._inside().engine
+                await until(lambda: engine.stats()["ip_memory_refused"], "the memory is used up")
+                assert engine.stats()["ring_bytes"] <= 1 << 20
+                for sender in senders:
+                    sender.cancel()
+
+    run("asyncio", work)
+    one = end(1)
+    with pytest.raises(ConfigError, match="tcp_memory: 5 is no amount of memory; use 1048576 bytes or more, or 0"):
+        WireGuardNetwork(one.config(), tcp_memory=5)
+    with pytest.raises(ConfigError, match="tcp_ecn: 'maybe' is none of accept, ask, off"):
+        WireGuardNetwork(one.config(), tcp_ecn="maybe")
+
+
 FILE = """[Interface]
 PrivateKey = {private}
 Address = 10.0.0.{number}/24, fd00::{number}/64

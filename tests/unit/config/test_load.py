@@ -200,6 +200,32 @@ def test_one_plain_network_alone_is_what_flags_speak_of() -> None:
     assert flag.plain == (PlainNetwork("wg0", "/etc/wireguard/wg0.conf"),) and flag.network == "wg0"
 
 
+def test_tcp_settings_are_of_their_own_network() -> None:
+    text = SEVERAL + '[networks.lab.tunnel]\ntcp_memory = 2097152\ntcp_ecn = "off"\n'
+    config = plain(text, environment={"MESHNODE_TCP_MEMORY": "4194304"})
+    assert (config.tunnel.tcp_memory, config.tunnel.tcp_ecn) == (4 << 20, "accept")
+    assert [entry.tunnel.tcp_memory for entry in config.plain] == [0, 2 << 20]
+    assert [entry.tunnel.tcp_ecn for entry in config.plain] == ["accept", "off"]
+    alone = plain('[wireguard]\nconfig_file = "wg.conf"\n[tunnel]\ntcp_ecn = "ask"\nsocks5 = ":9"')
+    assert alone.plain == (PlainNetwork("default", "wg.conf", Tunnel(tcp_ecn="ask")),)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("tcp_memory = 1048575", "tcp_memory: 1048575 is no amount of memory; use 1048576 bytes or more, or 0  (n"),
+        ("tcp_memory = -1", "tcp_memory: -1 is no amount of memory; use 1048576 bytes or more, or 0  (n.toml:3)"),
+        ('tcp_memory = "much"', "tcp_memory: 'much' is not a whole number  (n.toml:3)"),
+        ('tcp_ecn = "maybe"', "tcp_ecn: 'maybe' is none of accept, ask, off  (n.toml:3)"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["[tailscale]", "[wireguard]\nconfig_file = 'a'"])
+def test_what_tcp_settings_cannot_be(kind: str, line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plain(f"[tunnel]\n# of this network\n{line}\n{kind}")
+    assert said in str(caught.value)
+
+
 def test_several_plain_networks_without_a_tailnet() -> None:
     text = "\n".join(SEVERAL.splitlines()[5:])
     config = plain(text, {"socks5": ":9"})
