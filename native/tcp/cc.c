@@ -33,22 +33,37 @@ void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss)
     ops->start(cc);
 }
 
+static uint64_t shorter(uint64_t a, uint64_t b) /* 0: none */
+{
+    return a == 0 || (b != 0 && b < a) ? b : a;
+}
+
 bool mn_cc_is_short(const struct mn_cc *cc)
 {
     const struct mn_cc_path *p = &cc->path;
     if (p->min_ns >= SHORT_RTT_NS)
         return false;
-    uint64_t recent =
-        p->recent_ns == 0 || (p->before_ns != 0 && p->before_ns < p->recent_ns) ? p->before_ns : p->recent_ns;
-    return recent < SHORT_LOADED_NS;
+    return shorter(p->recent_ns, p->before_ns) < SHORT_LOADED_NS;
 }
 
 void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
     struct mn_cc_path *p = &cc->path;
     p->min_ns = ack->min_rtt_ns;
+    if (ack->una - p->round_end < 1U << 31) {
+        p->last_most = p->most;
+        p->most = 0;
+        if (p->round_min_us != 0)
+            p->last_min_us = p->round_min_us;
+        p->round_min_us = 0;
+        p->round_end = ack->nxt;
+    }
+    p->most = p->most > ack->flight ? p->most : ack->flight;
     if (ack->rtt_ns == 0)
         return;
+    uint64_t us = ack->rtt_ns / 1000;
+    if (p->round_min_us == 0 || us < p->round_min_us)
+        p->round_min_us = us == 0 ? 1 : us < UINT32_MAX ? (uint32_t)us : UINT32_MAX;
     if (ack->now_ns - p->period_at >= PERIOD_NS) {
         p->before_ns = p->recent_ns;
         p->recent_ns = 0;
@@ -58,17 +73,27 @@ void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack)
         p->recent_ns = ack->rtt_ns;
 }
 
+bool mn_cc_is_used(const struct mn_cc *cc)
+{
+    const struct mn_cc_path *p = &cc->path;
+    return (p->most > p->last_most ? p->most : p->last_most) >= cc->cwnd / 2;
+}
+
 bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
     return cc->cwnd >= SHORT_WINDOW && mn_cc_is_short(cc) && ack->srtt_ns > cc->path.min_ns + SHORT_QUEUE_NS;
 }
 
 /* Twice the window per round trip while it may double in one, 1.2 times after: enough to find room that appears, little
- * enough for shallow queues. */
+ * enough for shallow queues. The round trip is the shortest of the last two rounds: the timer's mean takes seconds to
+ * come down from a slow handshake, and one delay on either machine would raise it for as long, with the link idle. */
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns)
 {
     if (srtt_ns < SHORT_RTT_NS || mn_cc_is_short(cc))
         return 0;
+    uint64_t least = 1000 * shorter(cc->path.last_min_us, cc->path.round_min_us);
+    if (least >= SHORT_RTT_NS && least < srtt_ns)
+        srtt_ns = least;
     uint64_t rate = (uint64_t)cc->cwnd * 1000000000U / srtt_ns;
     return mn_cc_in_slow_start(cc) ? 2 * rate : rate + rate / 5;
 }

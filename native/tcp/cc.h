@@ -70,6 +70,10 @@ struct mn_cc_path {
     uint64_t min_ns;               /* shortest of the connection; 0: none yet */
     uint64_t recent_ns, before_ns; /* shortest of this period and of the last; 0: none */
     uint64_t period_at;            /* when this period began */
+    /* By rounds: one is over when what was sent at its beginning is acknowledged. */
+    uint32_t round_min_us, last_min_us; /* shortest sample of this one and of the last; 0: none */
+    uint32_t most, last_most;           /* largest flight */
+    uint32_t round_end;
 };
 
 struct mn_cc {
@@ -92,6 +96,9 @@ void mn_cc_start(struct mn_cc *cc, const struct mn_cc_ops *ops, uint32_t mss);
  * with; its end. */
 void mn_cc_note_path(struct mn_cc *cc, const struct mn_cc_ack *ack);
 bool mn_cc_is_short(const struct mn_cc *cc); /* so short that it is never paced */
+/* True if half of the window was in use in this round or the last: one that was not says nothing of the path, whatever
+ * held the sender back at a moment (RFC 7661 4.3). */
+bool mn_cc_is_used(const struct mn_cc *cc);
 /* True if what the ACK says of the path is that more in flight would only wait at its end. */
 bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack);
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns);

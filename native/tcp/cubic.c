@@ -132,10 +132,10 @@ static void on_ack(struct mn_cc *cc, const struct mn_cc_ack *ack)
     uint32_t acked = ack->bytes < cc->cwnd ? ack->bytes : cc->cwnd;
     q->acked_at = ack->now_ns;
     mn_cc_note_path(cc, ack);
-    bool is_full = mn_cc_is_full(cc, ack);
+    bool is_full = mn_cc_is_full(cc, ack), is_limited = ack->is_limited && mn_cc_is_used(cc);
     if (mn_cc_in_slow_start(cc))
-        slow_start(cc, ack, !is_full && (ack->is_limited || ack->flight > cc->cwnd / 2));
-    else if (ack->is_limited && !is_full)
+        slow_start(cc, ack, !is_full && (is_limited || ack->flight > cc->cwnd / 2));
+    else if (is_limited && !is_full)
         avoid(cc, ack, acked);
     else if (q->stage.start_ns != 0)
         q->stage.start_ns += since;

@@ -66,8 +66,9 @@ enum {
 #define MN_FIN_WAIT_2_NS (60 * MN_SECOND)
 #define MN_TIME_WAIT_NS (60 * MN_SECOND)
 #define MN_IDLE_RING (1 * MN_SECOND)
-#define MN_ACK_BULK (5 * MN_MS)  /* one full segment, more expected */
-#define MN_ACK_REPLY (1 * MN_MS) /* the application usually answers at once and carries the ACK */
+#define MN_RISING_RTT (2 * MN_MS) /* where a window that opens a round trip late is felt */
+#define MN_ACK_BULK (5 * MN_MS)   /* one full segment, more expected */
+#define MN_ACK_REPLY (1 * MN_MS)  /* the application usually answers at once and carries the ACK */
 #define MN_RENEGE_NS (10 * MN_MS)
 #define MN_RETRY_NS (1 * MN_MS) /* no packet buffer: try again */
 #define MN_RTT_SPAN (5 * MN_SECOND)
@@ -168,8 +169,8 @@ struct mn_receive {
     uint32_t fin_seq;
     struct mn_ring ring;
     struct mn_early early;
-    uint32_t copied;  /* taken by the application since tuned_at */
-    uint32_t largest; /* segment seen */
+    uint32_t copied, copied_before; /* taken by the application since tuned_at, and in the round trip before that */
+    uint32_t largest;               /* segment seen */
     uint64_t tuned_at;
     /* Shortest of the last one or two spans of MN_RTT_SPAN, from the handshake and from timestamps; 0: unknown. A path
      * that became longer must show, or the window would be measured against trips that no longer happen. */

@@ -16,7 +16,7 @@ static void on_ack(struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
     struct mn_reno *r = &cc->own.reno;
     mn_cc_note_path(cc, ack);
-    if (!ack->is_limited)
+    if (!ack->is_limited || !mn_cc_is_used(cc))
         return;
     if (mn_cc_in_slow_start(cc)) {
         mn_cc_grow(cc, ack->bytes);

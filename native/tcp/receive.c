@@ -36,25 +36,35 @@ static void write_pieces(struct mn_ring *ring, uint32_t seq, const struct iovec 
 
 /* ---- the window ---- */
 
-/* Aim higher when the application took more than half a window within one round trip. */
+/* How much of a window, taken within one round trip or less, asks for a larger one: half. A sender that doubles what it
+ * sends has the next round trip's bytes under way already, so there a quarter: it must not meet the edge first. A short
+ * path is asked often enough. */
+static uint32_t reason_to_grow(const struct mn_receive *r, uint64_t rtt_ns)
+{
+    bool is_rising = rtt_ns >= MN_RISING_RTT && r->copied > r->copied_before + r->copied_before / 2;
+    return is_rising ? r->size / 4 : r->size / 2;
+}
+
 static void tune(struct mn_stack *s, struct mn_conn *c, uint32_t taken)
 {
     struct mn_receive *r = &c->rcv;
     uint64_t rtt = r->rtt_ns != 0 ? r->rtt_ns : 100 * MN_MS;
+    bool is_over = s->now - r->tuned_at >= (rtt < MN_MS ? MN_MS : rtt);
     r->copied += taken;
-    if (s->now - r->tuned_at < (rtt < MN_MS ? MN_MS : rtt))
-        return;
     uint32_t slack = 1U << r->shift, limit = s->cfg.rcvbuf_max - slack;
     if (r->shift == 0 && limit > 65535)
         limit = 65535;
     if (mn_budget_is_tight(s)) {
         /* What was promised stays promised: the edge waits until the reader has caught up. */
-        if (r->size > MN_RCVBUF_TIGHT)
+        if (is_over && r->size > MN_RCVBUF_TIGHT)
             r->size = r->size / 2 < MN_RCVBUF_TIGHT ? MN_RCVBUF_TIGHT : r->size / 2;
-    } else if (r->copied > r->size / 2 && r->size < limit) {
+    } else if (r->copied > reason_to_grow(r, rtt) && r->size < limit) {
         uint32_t size = (r->size + slack) * 2 - slack;
         r->size = size < limit ? size : limit;
     }
+    if (!is_over)
+        return;
+    r->copied_before = r->copied;
     r->copied = 0;
     r->tuned_at = s->now;
 }

@@ -19,7 +19,7 @@ static struct mn_stack_config complete_config(const struct mn_stack_config *give
     c.max_time_wait = c.max_time_wait == 0 ? 32768 : c.max_time_wait;
     c.rcvbuf_max = c.rcvbuf_max == 0 ? 8U << 20 : c.rcvbuf_max;
     c.memory_max = c.memory_max == 0 ? 256U << 20 : c.memory_max < 1U << 20 ? 1U << 20 : c.memory_max;
-    c.sndbuf_max = c.sndbuf_max == 0 ? 4U << 20 : c.sndbuf_max;
+    c.sndbuf_max = c.sndbuf_max == 0 ? 8U << 20 : c.sndbuf_max;
     /* Rings are powers of two; 64 MiB is far beyond any path and keeps windows within half the sequence space. */
     uint32_t rcv = 16U << 10, snd = 16U << 10;
     while (rcv * 2 <= c.rcvbuf_max && rcv < 64U << 20)

@@ -84,7 +84,7 @@ struct mn_stack_config {
     uint32_t max_half_open; /* 4096 over all listeners */
     uint32_t max_time_wait; /* 32768 */
     uint32_t rcvbuf_max;    /* 8 MiB: the largest window, 840 Mb/s at 80 ms */
-    uint32_t sndbuf_max;    /* 4 MiB */
+    uint32_t sndbuf_max;    /* 8 MiB: what is in flight, as rcvbuf_max */
     const char *cc;         /* congestion control: "cubic"; "newreno" */
     uint8_t ecn;            /* enum mn_ecn_mode */
     uint64_t memory_max;    /* 256 MiB for what all connections hold; at least 1 MiB */

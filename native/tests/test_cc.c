@@ -20,7 +20,7 @@ static void test_names(void)
 
 static void feed(struct mn_cc *cc, uint32_t bytes, bool is_limited)
 {
-    struct mn_cc_ack a = {.bytes = bytes, .flight = bytes, .is_limited = is_limited};
+    struct mn_cc_ack a = {.bytes = bytes, .flight = cc->cwnd, .is_limited = is_limited};
     cc->ops->on_ack(cc, &a);
 }
 
@@ -155,6 +155,27 @@ static void test_pacing_rate(void)
         CHECK_INT(cc.ops->pacing_rate(&cc, 2 * MS), (uint64_t)MN_CC_MAX_WINDOW * 500 / 5 * 6);
         cc.path.min_ns = MS / 5; /* a local path whose queue is ours */
         CHECK_INT(cc.ops->pacing_rate(&cc, 40 * MS), 0);
+    }
+}
+
+/* The round trip that pacing goes by is the path's: neither a slow handshake nor one late ACK lowers the rate. */
+static void test_pacing_forgets_one_delay(void)
+{
+    for (int which = 0; which < 2; which++) {
+        struct mn_cc cc;
+        mn_cc_start(&cc, which == 0 ? &mn_cc_cubic : &mn_cc_newreno, 1000);
+        cc.cwnd = cc.ssthresh = 400000;
+        struct mn_cc_ack a = {.bytes = 1000, .flight = 1000, .min_rtt_ns = 40 * MS, .srtt_ns = 300 * MS};
+        for (uint32_t i = 0; i < 100; i++) {
+            a.una = i * 1000;
+            a.nxt = a.una + 10000;
+            a.rtt_ns = i < 50 ? 40 * MS : i == 50 ? 900 * MS : 80 * MS;
+            cc.ops->on_ack(&cc, &a);
+            uint64_t rate = (uint64_t)cc.cwnd * 1000000000U / (i < 70 ? 40 * MS : 80 * MS) / 5 * 6;
+            if (i > 0 && (i < 60 || i > 75)) /* for a while either may be right */
+                CHECK(cc.ops->pacing_rate(&cc, 300 * MS) / 10 == rate / 10);
+        }
+        CHECK_INT(cc.ops->pacing_rate(&cc, 20 * MS), (uint64_t)cc.cwnd * 50 / 5 * 6); /* the timer's, if shorter */
     }
 }
 
@@ -314,6 +335,7 @@ int main(void)
     RUN(test_one_batch_is_no_round);
     RUN(test_local_noise_ends_nothing);
     RUN(test_pacing_rate);
+    RUN(test_pacing_forgets_one_delay);
     RUN(test_a_short_path_is_not_filled_without_end);
     RUN(test_a_path_that_became_long);
     RUN(test_slow_start_ends_before_the_queue_does);

@@ -310,6 +310,29 @@ static void test_unused_time_is_no_age(void)
     CHECK(fabs((double)cc.cwnd - same.cwnd) < 0.01 * same.cwnd);
 }
 
+/* Held back for a moment by the gate, and most of the time by its ring or the peer's window: however often the first
+ * happens, a window of which less than half was ever out does not grow; half of it in one of two rounds is enough. */
+static void test_a_window_mostly_empty_does_not_grow(void)
+{
+    for (uint32_t threshold = 100000; threshold <= 1000000; threshold += 900000) {
+        struct mn_cc cc = make(1000);
+        cc.cwnd = 100000;
+        cc.ssthresh = threshold;
+        struct mn_cc_ack a = acked(&cc, 10000, 40 * MS, SECOND);
+        a.flight = 49000;
+        for (int i = 0; i < 100; i++, a.now_ns += 40 * MS, a.una += 10000, a.nxt = a.una + 49000)
+            cc.ops->on_ack(&cc, &a);
+        CHECK_INT(cc.cwnd, 100000);
+        a.flight = 60000;
+        cc.ops->on_ack(&cc, &a);
+        uint32_t before = cc.cwnd;
+        a.flight = 1000;
+        a.una += 1000; /* the same round */
+        cc.ops->on_ack(&cc, &a);
+        CHECK(cc.cwnd > before);
+    }
+}
+
 /* A paced path keeps what it had, for a while; a short one begins again; the time asleep is no age. */
 static void test_idle(void)
 {
@@ -344,6 +367,7 @@ int main(void)
     RUN(test_timeout);
     RUN(test_undo_restores_the_curve);
     RUN(test_unused_time_is_no_age);
+    RUN(test_a_window_mostly_empty_does_not_grow);
     RUN(test_idle);
     return 0;
 }

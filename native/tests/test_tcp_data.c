@@ -560,6 +560,33 @@ static void test_window_grows_with_use(void)
     rig_stop(&r);
 }
 
+/* A sender that doubles what it sends each round trip, and learns of the window half of one later, never meets its
+ * edge: what it sends in a round is known to fit before it is acknowledged. */
+static void test_window_opens_ahead_of_slow_start(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = 1240, .wscale = 7});
+    struct mn_conn *c = r.s->slots[r.conn & (MN_MAX_CONNS - 1)].conn;
+    c->rcv.rtt_ns = 40 * MN_MS;   /* no timestamps that would say otherwise */
+    uint32_t known = c->rcv.edge; /* the edge as the sender knew it when the round began */
+    for (int segments = 20; segments * 1200 < 3 << 20; segments *= 2) {
+        for (int i = 0; i < segments; i += 20) { /* all through the round trip */
+            struct mn_segment g[20];
+            for (int n = 0; n < 20; n++, f.them += 1200)
+                g[n] = rig_segment(&f, A, g_bytes, 1200);
+            CHECK(mn_seq_le(f.them, known));
+            r.got = 0;
+            rig_batch(&r, g, 20);
+            drain(&r);
+            rig_advance(&r, 800 * MN_MS / (unsigned)segments);
+        }
+        known = c->rcv.edge;
+    }
+    CHECK(c->rcv.size <= 8U << 20);
+    rig_stop(&r);
+}
+
 static void test_idle_connection_holds_no_ring(void)
 {
     struct rig r;
@@ -731,6 +758,7 @@ int main(void)
     RUN(test_two_full_segments_are_acknowledged);
     RUN(test_silly_window_avoidance);
     RUN(test_window_grows_with_use);
+    RUN(test_window_opens_ahead_of_slow_start);
     RUN(test_idle_connection_holds_no_ring);
     RUN(test_reset_must_be_exact);
     RUN(test_syn_in_connection_is_challenged);
