@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
+import ssl
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,40 @@ def test_two_nodes_talk_by_every_name_both_ways(loop: str) -> None:
                 assert identity is not None and identity.name == here.name
             question = bytes(range(256)) * 8192
             assert (await ask(one, "other", 80, question))[1] == question
+
+    run(loop, work)
+
+
+@loops
+def test_tls_inside_the_tunnel(loop: str, certificates: tuple[Path, Path, Path]) -> None:
+    ca, certificate, key = certificates
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(certificate, key)
+
+    async def repeat(reader: asyncio.StreamReader, writer: TunnelWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+        writer.close()
+
+    async def work() -> None:
+        question = bytes(range(256)) * 8192
+        async with make_town() as town:
+            one, other = await town.pair()
+            await other.start_server(repeat, 443, ssl=tls)
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await one.open_connection("other", 443, ssl=ssl.create_default_context())
+            trusting = ssl.create_default_context(cafile=str(ca))
+            reader, writer = await one.open_connection("other", 443, ssl=trusting, server_hostname="127.0.0.1")
+            assert writer.get_extra_info("ssl_object").version() == "TLSv1.3"
+            assert writer.get_extra_info("peername") == (str(other.addresses[0]), 443)
+            async with asyncio.TaskGroup() as group:
+                answer = group.create_task(reader.readexactly(len(question)))
+                writer.write(question)
+                await writer.drain()
+            assert answer.result() == question
+            writer.close()
+            await writer.wait_closed()
 
     run(loop, work)
 
@@ -156,6 +192,34 @@ def test_restart_keeps_name_and_address_without_the_key(tmp_path: Path) -> None:
                 await node.ready(10)
                 assert (node.name, node.addresses) == before
             assert len(town.control.tailnet.members) == 1
+
+    run("asyncio", work)
+
+
+def test_handshake_stamps_do_not_go_back_over_a_restart(tmp_path: Path) -> None:
+    """WG-07: the wall clock was an hour ahead in the last run, in which peers heard of it, and is right again."""
+
+    async def work() -> None:
+        async with make_town() as town:
+            other = await town.join("other")
+            await other.start_server(echo, 80)
+            async with town.node("one", state_dir=tmp_path) as node:
+                await node.ready(10)
+                await see_each_other(node, other)
+                await ask(node, "other", 80)
+            (path,) = (path for path in tmp_path.rglob("*.json") if "timestamp_floor" in path.read_text())
+            state = json.loads(path.read_text())
+            stamp = bytes.fromhex(state["timestamp_floor"])
+            seconds = int.from_bytes(stamp[:8], "big")
+            assert seconds > 1 << 62
+            ahead = (seconds + 3600).to_bytes(8, "big") + stamp[8:]
+            path.write_text(json.dumps(state | {"timestamp_floor": ahead.hex()}))
+            async with town.node("one", state_dir=tmp_path, auth_key="") as node:
+                await node.ready(10)
+                await see_each_other(node, other)
+                await ask(node, "other", 80)
+            kept = bytes.fromhex(json.loads(path.read_text())["timestamp_floor"])
+            assert kept > ahead
 
     run("asyncio", work)
 
