@@ -26,16 +26,22 @@ uint8_t mn_budget_owner(struct mn_conn *c)
     return c->owner;
 }
 
-bool mn_budget_take(struct mn_stack *s, uint8_t owner, uint64_t bytes)
+bool mn_budget_has(struct mn_stack *s, uint8_t owner, uint64_t bytes)
 {
     uint64_t all = s->stats.ring_bytes + bytes, max = s->cfg.memory_max;
     bool fits = all <= max && (all <= max / 4 * 3 || s->memory_by_peer[owner] + bytes <= max / 8);
     if (!fits) {
         s->stats.memory_refused++;
         s->is_memory_short = true;
-        return false;
     }
-    s->stats.ring_bytes = all;
+    return fits;
+}
+
+bool mn_budget_take(struct mn_stack *s, uint8_t owner, uint64_t bytes)
+{
+    if (!mn_budget_has(s, owner, bytes))
+        return false;
+    s->stats.ring_bytes += bytes;
     s->memory_by_peer[owner] += bytes;
     return true;
 }
@@ -96,6 +102,8 @@ void mn_budget_trim(struct mn_stack *s, struct mn_conn *c)
         mn_ring_free(s, &c->rcv.ring);
     if (c->rcv.early.count == 0)
         mn_receive_forget_early(s, c);
+    if (c->sent.count == 0)
+        mn_sent_free(s, c);
 }
 
 static void reclaim_from(struct mn_stack *s, struct mn_conn *c)

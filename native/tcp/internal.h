@@ -425,6 +425,7 @@ static inline uint32_t mn_conn_ts_now(const struct mn_stack *s, const struct mn_
 
 /* budget.c: what connections may hold together, in bytes; stats.ring_bytes is what they hold */
 /* False: not now. What was taken is given back under the same owner. */
+bool mn_budget_has(struct mn_stack *s, uint8_t owner, uint64_t bytes); /* whether it could be taken; a no counts */
 bool mn_budget_take(struct mn_stack *s, uint8_t owner, uint64_t bytes);
 void mn_budget_give(struct mn_stack *s, uint8_t owner, uint64_t bytes);
 uint8_t mn_budget_owner(struct mn_conn *c); /* call once its peer is known */

@@ -5,6 +5,11 @@
 
 enum {
     SLAB = 256, /* nodes */
+    SLABS_KEPT = 16,
+    FIRST_ROOM = 16,
+    /* Scoreboards are charged together, to no peer: one that is over its share must not be blind to its losses. The
+     * first node and the first room of a connection are not charged, so that it can always send. */
+    OWNER = 0,
 };
 
 struct mn_chunk *mn_sent_chunk(const struct mn_stack *s, uint32_t id)
@@ -40,24 +45,32 @@ static bool add_slab(struct mn_chunks *p)
 static bool pool_is_ready(struct mn_stack *s, const struct mn_conn *c)
 {
     struct mn_chunks *p = &s->chunks;
-    if (c->sent.count > 0 && p->used >= MN_SENT_POOL_MAX)
+    if (c->sent.count > 0 && (p->used >= MN_SENT_POOL_MAX || !mn_budget_has(s, OWNER, sizeof(struct mn_chunk))))
         return false;
     return p->first_free != 0 || add_slab(p);
 }
 
-static uint32_t take_node(struct mn_stack *s)
+/* Called when pool_is_ready, and before t->count tells of it. */
+static uint32_t take_node(struct mn_stack *s, const struct mn_sent *t)
 {
+    if (t->count > 0)
+        (void)mn_budget_take(s, OWNER, sizeof(struct mn_chunk));
     uint32_t id = s->chunks.first_free;
     s->chunks.first_free = mn_sent_chunk(s, id)->after;
     s->chunks.used++;
     return id;
 }
 
-static void give_node(struct mn_stack *s, uint32_t id)
+/* Called while t->count still counts it. */
+static void give_node(struct mn_stack *s, const struct mn_sent *t, uint32_t id)
 {
+    if (t->count > 1)
+        mn_budget_give(s, OWNER, sizeof(struct mn_chunk));
     mn_sent_chunk(s, id)->after = s->chunks.first_free;
     s->chunks.first_free = id;
     s->chunks.used--;
+    if (s->chunks.used == 0 && s->chunks.slab_count > SLABS_KEPT)
+        mn_chunks_free(s);
 }
 
 void mn_chunks_free(struct mn_stack *s)
@@ -71,7 +84,7 @@ void mn_chunks_free(struct mn_stack *s)
 /* ---- the order ---- */
 
 /* One more place at the end: amortised, since moving all to the front makes half the array free. */
-static bool order_is_ready(struct mn_sent *t)
+static bool order_is_ready(struct mn_stack *s, struct mn_sent *t)
 {
     if (t->first + t->count < t->room)
         return true;
@@ -80,10 +93,15 @@ static bool order_is_ready(struct mn_sent *t)
         t->first = 0;
         return true;
     }
-    uint32_t room = t->room == 0 ? 16 : t->room * 2;
-    uint32_t *order = realloc(t->order, room * sizeof *order);
-    if (order == NULL)
+    uint32_t room = t->room == 0 ? FIRST_ROOM : t->room * 2;
+    uint64_t more = t->room == 0 ? 0 : t->room * sizeof *t->order;
+    if (more > 0 && !mn_budget_take(s, OWNER, more))
         return false;
+    uint32_t *order = realloc(t->order, room * sizeof *order);
+    if (order == NULL) {
+        mn_budget_give(s, OWNER, more);
+        return false;
+    }
     t->order = order;
     t->room = room;
     return true;
@@ -187,9 +205,9 @@ static void link_behind(struct mn_stack *s, struct mn_sent *t, uint32_t id, uint
 static bool split(struct mn_stack *s, struct mn_conn *c, uint32_t i, uint32_t n)
 {
     struct mn_sent *t = &c->sent;
-    if (t->count >= MN_SENT_MAX || !pool_is_ready(s, c) || !order_is_ready(t))
+    if (t->count >= MN_SENT_MAX || !pool_is_ready(s, c) || !order_is_ready(s, t))
         return false;
-    uint32_t twin = t->order[t->first + i], id = take_node(s);
+    uint32_t twin = t->order[t->first + i], id = take_node(s, t);
     struct mn_chunk *k = mn_sent_chunk(s, twin), *rest = mn_sent_chunk(s, id);
     *rest = *k;
     rest->seq += n;
@@ -215,7 +233,7 @@ static bool can_continue(const struct mn_stack *s, const struct mn_conn *c)
 bool mn_sent_ready(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_sent *t = &c->sent;
-    if (can_continue(s, c) || (t->count < MN_SENT_MAX && pool_is_ready(s, c) && order_is_ready(t)))
+    if (can_continue(s, c) || (t->count < MN_SENT_MAX && pool_is_ready(s, c) && order_is_ready(s, t)))
         return true;
     if (t->count > 0 && at(s, t, t->count - 1)->state == MN_CHUNK_OUT)
         return true; /* without knowing where its segments begin */
@@ -244,7 +262,7 @@ void mn_sent_append(struct mn_stack *s, struct mn_conn *c, uint32_t n)
     if (t->count > 0) {
         k = at(s, t, t->count - 1);
         seq = k->seq + k->len;
-        if (t->count >= MN_SENT_MAX || !pool_is_ready(s, c) || !order_is_ready(t)) {
+        if (t->count >= MN_SENT_MAX || !pool_is_ready(s, c) || !order_is_ready(s, t)) {
             /* The newest sending stands for all of it: what is lost is found later, never too early. */
             uint32_t id = t->order[t->first + t->count - 1];
             unlink_chunk(s, t, k);
@@ -255,7 +273,7 @@ void mn_sent_append(struct mn_stack *s, struct mn_conn *c, uint32_t n)
             return;
         }
     }
-    uint32_t id = take_node(s);
+    uint32_t id = take_node(s, t);
     k = mn_sent_chunk(s, id);
     *k = (struct mn_chunk){.seq = seq, .len = n, .unit = (uint16_t)c->snd.mss};
     mark_rate(s, c, k);
@@ -318,7 +336,7 @@ void mn_sent_retire(struct mn_stack *s, struct mn_conn *c, uint32_t ack, struct 
         if (k->state != MN_CHUNK_SACKED)
             note(c, k, k->len, end, d);
         unlink_chunk(s, t, k);
-        give_node(s, t->order[t->first]);
+        give_node(s, t, t->order[t->first]);
         t->first++;
         t->count--;
     }
@@ -335,7 +353,7 @@ static void merge(struct mn_stack *s, struct mn_sent *t, uint32_t i)
     if (a->state != MN_CHUNK_SACKED || b->state != MN_CHUNK_SACKED)
         return;
     a->len += b->len;
-    give_node(s, t->order[t->first + i + 1]);
+    give_node(s, t, t->order[t->first + i + 1]);
     take_out(t, i + 1);
 }
 
@@ -527,8 +545,10 @@ uint32_t mn_sent_tail(struct mn_stack *s, struct mn_conn *c)
 void mn_sent_free(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_sent *t = &c->sent;
-    for (uint32_t i = 0; i < t->count; i++)
-        give_node(s, t->order[t->first + i]);
+    for (; t->count > 0; t->count--)
+        give_node(s, t, t->order[t->first + t->count - 1]);
+    if (t->room > FIRST_ROOM)
+        mn_budget_give(s, OWNER, (t->room - FIRST_ROOM) * sizeof *t->order);
     free(t->order);
     *t = (struct mn_sent){0};
 }

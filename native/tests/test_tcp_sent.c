@@ -263,6 +263,40 @@ static void test_bounded_chunks(void)
     stop(m);
 }
 
+/* Chunks count as memory of the stack: where there is no more they stay coarse, and what was taken comes back. */
+static void test_chunks_are_charged(void)
+{
+    struct model *m = &g_m;
+    for (int is_small = 0; is_small < 2; is_small++) {
+        start(m, 7);
+        struct mn_stack *s = m->r.s;
+        struct mn_conn *c = m->c;
+        s->cfg.memory_max = is_small != 0 ? 100 * sizeof(struct mn_chunk) : s->cfg.memory_max;
+        for (uint32_t i = 0; i < 400; i++) {
+            CHECK(mn_sent_ready(s, c));
+            mn_sent_append(s, c, 50 * UNIT);
+            c->snd.nxt += 50 * UNIT;
+            s->now++;
+        }
+        c->snd.end = c->snd.nxt;
+        CHECK(s->stats.ring_bytes <= s->cfg.memory_max);
+        CHECK_INT(s->stats.ring_bytes,
+                  (c->sent.count - 1) * sizeof(struct mn_chunk) + (c->sent.room - 16) * sizeof *c->sent.order);
+        CHECK(is_small != 0 ? c->sent.count < 100 && s->stats.memory_refused > 0 : c->sent.count == 400);
+        struct mn_delivery d = {0};
+        for (uint32_t at = c->snd.una + UNIT; mn_seq_lt(at, c->snd.nxt); at += 2 * UNIT)
+            mn_sent_sack(s, c, at, at + UNIT, &d);
+        CHECK(s->stats.ring_bytes <= s->cfg.memory_max);
+        mn_sent_retire(s, c, c->snd.nxt, &d);
+        c->snd.una = c->snd.nxt;
+        CHECK_INT(d.bytes, 400 * 50 * UNIT);
+        CHECK(s->chunks.slab_count <= 16); /* the rest went back to the system */
+        mn_sent_free(s, c);
+        CHECK_INT(s->stats.ring_bytes, 0);
+        stop(m);
+    }
+}
+
 /* Small writes without an ACK: the last chunk takes them all once there is no room. */
 static void test_many_small_writes(void)
 {
@@ -292,6 +326,7 @@ int main(void)
     RUN(test_against_bytes);
     RUN(test_blocks_within_segments);
     RUN(test_bounded_chunks);
+    RUN(test_chunks_are_charged);
     RUN(test_many_small_writes);
     return 0;
 }
