@@ -41,10 +41,15 @@ def _run(*words: str) -> None:
 
 
 class Link:
-    """Use as a context manager. `set(loss=0.01, delay_us=20000)` takes effect on the next packet."""
+    """Use as a context manager. `set(loss=0.01, delay_us=20000)` takes effect on the next packet.
 
-    def __init__(self) -> None:
-        self.prefix = f"mnbox{os.getpid()}x{next(_count)}"
+    inside: two namespaces to link, whose owner removes them; else two of its own are made.
+    """
+
+    def __init__(self, inside: tuple[str, str] | None = None) -> None:
+        prefix = f"mnbox{os.getpid()}x{next(_count)}"
+        self.is_owner = inside is None
+        self.names = inside or (f"{prefix}a", f"{prefix}b")
         self.box: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Link:
@@ -59,7 +64,7 @@ class Link:
         self.close()
 
     def name(self, side: str) -> str:
-        return f"{self.prefix}{side}"
+        return self.names["ab".index(side)]
 
     def enter(self, side: str, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` on side "a" or "b"; it dies with this process."""
@@ -67,8 +72,9 @@ class Link:
 
     def _build(self) -> None:
         program = str(box_program())
-        for side in "ab":
-            _run("ip", "netns", "add", self.name(side))
+        if self.is_owner:
+            for name in self.names:
+                _run("ip", "netns", "add", name)
         words = ["setpriv", "--pdeathsig", "KILL", program, f"{self.name('a')}:e0", f"{self.name('b')}:e0"]
         self.box = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.box.stdout is not None
@@ -116,5 +122,6 @@ class Link:
         if self.box is not None:
             with contextlib.suppress(OSError):
                 self.box.communicate(timeout=5)
-        for side in "ab":
-            subprocess.run(["ip", "netns", "delete", self.name(side)], capture_output=True, check=False)
+        if self.is_owner:
+            for name in self.names:
+                subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)

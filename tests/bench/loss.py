@@ -2,6 +2,7 @@
 
     python -m tests.bench.loss [--cells all] [--rounds 3] [--seconds 6] [--kinds kernel,ours] > out.json
     python -m tests.bench.loss --cells 1/40/0,5/0/25       # loss % / RTT ms / reordering %
+    python -m tests.bench.loss --cells 1/40/0 --kinds kernel,ours,tsnet   # beside tsnet too (loss_tsnet.py)
     python -m tests.bench.loss --complete 10 --cells 20/0/0,20/40/0   # seconds that 10 MiB take
 
 Needs root; prints a table on stderr and JSON on stdout.
@@ -32,11 +33,13 @@ import math
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from tests.bench.link import KERNEL_MTU, OUTER_MTU, ROOT, WIREGUARD_OVERHEAD, A, B, Link
 
@@ -144,8 +147,14 @@ def stream(link: Link, kind: str) -> Iterator[tuple[End, End]]:
         take.close()
 
 
+class Run(Protocol):
+    """Measures one stream of one kind on a link of its own."""
+
+    def __call__(self, link: Link, kind: str, cell: Cell, seed: int, options: argparse.Namespace) -> dict[str, Any]: ...
+
+
 def run(link: Link, kind: str, cell: Cell, seed: int, options: argparse.Namespace) -> dict[str, Any]:
-    """One measured stream on a link of its own."""
+    """A run of the kernel's TCP or of ours."""
     keys = cell.keys(options.rate)
     link.set(**{**keys, "loss": 0, "reorder": 0})
     link.clear()
@@ -164,13 +173,17 @@ def run(link: Link, kind: str, cell: Cell, seed: int, options: argparse.Namespac
         box = link.stats()
         give.tell({})
         sent = give.hear()
-    if any(box[side][what] for side in "ab" for what in ("oversize", "fragments")):
-        raise AssertionError(f"what crossed the box were not single whole packets, the figures are void: {box}")
+    expect_whole(box)
     if options.complete:
         got["mbit_s"] = got["bytes"] * 8 / got["seconds"] / 1e6 if got["seconds"] else 0.0
     else:
         got["mbit_s"] = got["bytes"] * 8 / options.seconds / 1e6
     return {"kind": kind, "seed": seed, **got, "sender": sent["facts"], "box": box}
+
+
+def expect_whole(box: dict[str, Any]) -> None:
+    if any(box[side][what] for side in "ab" for what in ("oversize", "fragments")):
+        raise AssertionError(f"what crossed the box were not single whole packets, the figures are void: {box}")
 
 
 class Lock:
@@ -200,6 +213,10 @@ def summary(cell: Cell, runs: list[dict[str, Any]], kinds: list[str], key: str) 
         row["ratio"] = round(row["ours"] / row["kernel"], 3)
         pairs = [(a, b) for a, b in zip(by_kind["ours"], by_kind["kernel"], strict=True) if a and b]
         row["paired"] = round(statistics.median(a / b for a, b in pairs), 3)
+    if row.get("tsnet") and row.get("ours"):
+        row["ours ÷ tsnet"] = round(row["ours"] / row["tsnet"], 3)
+        pairs = [(a, b) for a, b in zip(by_kind["ours"], by_kind["tsnet"], strict=True) if a and b]
+        row["ours ÷ tsnet, paired"] = round(statistics.median(a / b for a, b in pairs), 3)
     row["late_p99_below_us"] = max(run["box"]["late_p99_below_us"] for run in runs)
     row["box_missed"] = max(run["box"][side]["missed"] for run in runs for side in "ab")
     return row
@@ -209,13 +226,18 @@ def show(row: dict[str, Any], kinds: list[str], unit: str) -> None:
     cell = f"{row['loss_%']:5g} % {row['rtt_ms']:4g} ms {row['reorder_%']:3g} %"
     values = "  ".join(f"{kind} {'-' if row[kind] is None else format(row[kind], '8.3f')}" for kind in kinds)
     print(
-        f"{cell}  {values} {unit}  ratio {row.get('ratio', '-')}  paired {row.get('paired', '-')}",
+        f"{cell}  {values} {unit}  ratio {row.get('ratio', '-')}  paired {row.get('paired', '-')}"
+        + (
+            f"  over tsnet {row['ours ÷ tsnet']}  paired {row['ours ÷ tsnet, paired']}" if "ours ÷ tsnet" in row else ""
+        ),
         file=sys.stderr,
         flush=True,
     )
 
 
-def measure(cells: list[Cell], options: argparse.Namespace, links: list[Link]) -> Iterator[tuple[Cell, list[Any]]]:
+def measure(
+    cells: list[Cell], options: argparse.Namespace, links: list[Link], run: Run
+) -> Iterator[tuple[Cell, list[Any]]]:
     kinds = options.kinds.split(",")
     lock = Lock(options.lock)
     alone = [cell for cell in cells if not cell.is_idle]
@@ -242,6 +264,39 @@ def measure(cells: list[Cell], options: argparse.Namespace, links: list[Link]) -
             yield cell, runs
 
 
+@contextlib.contextmanager
+def made_links(count: int, kinds: list[str]) -> Iterator[tuple[list[Link], Run]]:
+    """So many links, and what runs a kind on one."""
+    with contextlib.ExitStack() as stack:
+        if "tsnet" not in kinds:
+            yield [stack.enter_context(Link()) for _ in range(count)], run
+            return
+        from interop.lab import Lab
+        from tests.bench import loss_tsnet
+
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="mn-loss-"))
+        tsnet = loss_tsnet.TsnetLinks(stack.enter_context(Lab(Path(folder))))
+
+        def run_any(link: Link, kind: str, cell: Cell, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+            if kind != "tsnet":
+                return run(link, kind, cell, seed, options)
+            keys = cell.keys(options.rate)
+            link.limit_mtu(OUTER_MTU)
+            link.set(**{**keys, "loss": 0, "reorder": 0})
+            with tsnet.pair(link) as pair:
+                pair.a.ask("open", **pair.words())
+                link.clear()
+                link.set(**keys, seed=seed)
+                got = loss_tsnet.run(pair, options.seconds)
+                box = link.stats()
+                loss_tsnet.expect_link(pair)
+            expect_whole(box)
+            got["mbit_s"] = got["bytes"] * 8 / options.seconds / 1e6
+            return {"kind": kind, "seed": seed, **got, "sender": {}, "box": box}
+
+        yield [stack.enter_context(tsnet.link()) for _ in range(count)], run_any
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default="all", help="all, quick, or LOSS%%/RTTms/REORDER%%, comma separated")
@@ -259,10 +314,11 @@ def main() -> None:
     kinds = options.kinds.split(",")
     key, unit = ("seconds", "s") if options.complete else ("mbit_s", "Mbit/s")
     results: dict[str, Any] = {"rate_mbit": options.rate, "seconds": options.seconds, "rows": [], "runs": {}}
-    with contextlib.ExitStack() as stack:
-        count = LINKS if any(cell.is_idle for cell in cells) else 1
-        links = [stack.enter_context(Link()) for _ in range(count)]
-        for cell, runs in measure(cells, options, links):
+    if options.complete and "tsnet" in kinds:
+        parser.error("--complete knows kernel and ours only; leave tsnet out of --kinds")
+    count = LINKS if any(cell.is_idle for cell in cells) else 1
+    with made_links(count, kinds) as (links, how):
+        for cell, runs in measure(cells, options, links, how):
             row = summary(cell, runs, kinds, key)
             show(row, kinds, unit)
             results["rows"].append(row)

@@ -7,8 +7,9 @@ its loss, delay, reordering, duplication, corruption and rate every few seconds,
 a seeded order, so paths change under open connections and sessions are rekeyed under way. Connections of
 a few bytes to 64 MiB run in parallel, in both directions at once; most half-close when all is said, some
 are cut in the middle by either side. Every byte is checked where it arrives, and a clean end must come
-exactly behind the last byte promised. Prints progress on stderr and JSON at the end; exit code 1 if
-anything was wrong. `native/tests/soak_world` does the same in virtual time.
+exactly behind the last byte promised. At the end links are made clean and all that is open must end
+within --patience; what does not is told, end by end. Prints progress on stderr and JSON at the end; exit code 1 if
+anything was wrong or stayed open. `native/tests/soak_world` does the same in virtual time.
 """
 
 from __future__ import annotations
@@ -139,6 +140,33 @@ def soak(options: argparse.Namespace, made: list[Pair]) -> None:
         time.sleep(0.2)
 
 
+def build() -> str:
+    """The commit, as far as the directory says it."""
+    words = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+
+
+def wind_down(made: list[Pair], patience_s: float) -> list[str]:
+    """Clean links, nothing new: what is still open when patience is over."""
+    started = told = time.monotonic()
+    for pair in made:
+        pair.cell = CLEAN
+        pair.link.set(**CLEAN.keys(1000), dup=0, corrupt=0)
+        pair.count("stop")
+    while True:
+        for pair in made:
+            pair.count()
+        still = [f"{side}, {what}" for pair in made for side in "ab" for what in pair.last[side]["open"]]
+        now = time.monotonic()
+        if not still or now - started > patience_s:
+            return still
+        if now - told > 20:
+            told = now
+            total = sum(pair.seen for pair in made)
+            print(f"  ending {now - started:.0f} s: {total / GIB:.2f} GiB, {len(still)} ends open", file=sys.stderr)
+        time.sleep(0.5)
+
+
 def report(made: list[Pair]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     by_cell: Counter[str] = Counter()
@@ -167,17 +195,16 @@ def main() -> int:
     parser.add_argument("--links", type=int, default=2)
     parser.add_argument("--parallel", type=int, default=12, help="connections at once, each link")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--patience", type=float, default=300.0, help="seconds for what is open to end on clean links")
     options = parser.parse_args()
     subprocess.run(["make", "-s", "-C", str(ROOT / "native/tests"), "tags"], check=True)
+    result: dict[str, Any] = {"build": build()}
     with pairs(options) as made:
         soak(options, made)
-        for pair in made:
-            pair.cell = CLEAN
-            pair.link.set(**CLEAN.keys(1000), dup=0, corrupt=0)
-            pair.count("stop")
-        result = report(made)
+        result["still_open"] = wind_down(made, options.patience)
+        result |= report(made)
     print(json.dumps(result, indent=1))
-    return 1 if result["violations"] else 0
+    return 1 if result["violations"] or result["still_open"] else 0
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@
 A connection begins with a head of 64 bytes from who opened it: how many bytes go each way, under which
 seeds, and how it is to end. Each direction's reader checks every byte, and that a clean end comes
 exactly behind the last one promised. Lines of JSON: {"key", "port"} out and the peer's in, "ready"; then
-every line in ("tell", "stop") is answered with the counts so far.
+every line in ("tell", "stop") is answered with the counts so far and what each open connection has said
+and heard; after "stop" nothing new is opened.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import random
 import socket
 import struct
 import sys
+import time
 from collections import Counter
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -45,21 +48,41 @@ tags.tags_check.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint64, c
 tags.tags_check.restype = ctypes.c_size_t
 
 
+@dataclass(eq=False)
+class Progress:
+    """How far one open connection is."""
+
+    end: str
+    out: int
+    back: int
+    said: int = 0
+    heard: int = 0
+    since: float = field(default_factory=time.monotonic)
+
+    def told(self) -> str:
+        return (
+            f"{self.end}: said {self.said} of {self.out}, heard {self.heard} of {self.back} "
+            f"in {time.monotonic() - self.since:.0f} s"
+        )
+
+
 class Soak:
     """What one process has seen."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.violations: list[str] = []
+        self.open: set[Progress] = set()
 
     def told(self) -> dict[str, Any]:
-        return {"counts": dict(self.counts), "violations": self.violations[:20]}
+        still = [progress.told() for progress in self.open]
+        return {"counts": dict(self.counts), "violations": self.violations[:20], "open": still}
 
     def violation(self, what: str) -> None:
         self.violations.append(what)
         print(what, file=sys.stderr, flush=True)
 
-    async def write(self, sock: TunnelSocket, size: int, seed: int) -> None:
+    async def write(self, sock: TunnelSocket, size: int, seed: int, progress: Progress) -> None:
         loop = asyncio.get_running_loop()
         block = (ctypes.c_uint8 * BLOCK)()
         view = memoryview(block).cast("B")
@@ -69,9 +92,10 @@ class Soak:
             tags.tags_fill(block, count, at, seed)
             await loop.sock_sendall(sock, view[:count])
             at += count
+            progress.said = at
         self.counts["bytes written"] += size
 
-    async def read(self, sock: TunnelSocket, size: int, seed: int, what: str) -> None:
+    async def read(self, sock: TunnelSocket, size: int, seed: int, what: str, progress: Progress) -> None:
         """Read to the end; OSError passes."""
         loop = asyncio.get_running_loop()
         block = (ctypes.c_uint8 * BLOCK)()
@@ -84,6 +108,7 @@ class Soak:
                 self.violation(f"{what}: byte {at + right} of {size} is wrong (seed {seed:#x}, there: {got})")
                 raise ConnectionAbortedError("wrong bytes")
             at += count
+            progress.heard = at
             self.counts["bytes checked"] += count
             if at > size:
                 break
@@ -91,29 +116,38 @@ class Soak:
             self.violation(f"{what}: a clean end after {at} bytes of {size}")
         self.counts["clean ends"] += 1
 
-    async def cut(self, sock: TunnelSocket, size: int, seed: int, after: int) -> None:
+    async def cut(self, sock: TunnelSocket, size: int, seed: int, progress: Progress) -> None:
         """Write a part, wait until something unread has come, close: a reset."""
-        await self.write(sock, min(after, size), seed)
+        await self.write(sock, seed % (size + 1), seed, progress)
         await readable(sock)
         sock.close()
         self.counts["cut by us"] += 1
 
     async def carry(self, sock: TunnelSocket, opener: bool, head: tuple[Any, ...]) -> None:
+        _, up, _, down, _, end = head
+        progress = Progress(ENDS[end], *((up, down) if opener else (down, up)))
+        self.open.add(progress)
+        try:
+            await self.carry_on(sock, opener, head, progress)
+        finally:
+            self.open.discard(progress)
+
+    async def carry_on(self, sock: TunnelSocket, opener: bool, head: tuple[Any, ...], progress: Progress) -> None:
         _, up, up_seed, down, down_seed, end = head
         out, out_seed, back, back_seed = (up, up_seed, down, down_seed) if opener else (down, down_seed, up, up_seed)
         what = f"{'server to opener' if opener else 'opener to server'}, {ENDS[end]}"
         if end == (2 if opener else 3):
-            await self.cut(sock, out, out_seed, out_seed % (out + 1))
+            await self.cut(sock, out, out_seed, progress)
             return
 
         async def say() -> None:
             if end == 1 and not opener:
                 await heard.wait()
-            await self.write(sock, out, out_seed)
+            await self.write(sock, out, out_seed, progress)
             sock.shutdown(socket.SHUT_WR)
 
         async def hear() -> None:
-            await self.read(sock, back, back_seed, what)
+            await self.read(sock, back, back_seed, what, progress)
             heard.set()
 
         heard = asyncio.Event()
@@ -220,9 +254,6 @@ async def main(role: str, own: str, peer: str, seed: str, parallel: str) -> None
     while line := await hear_line():
         if json.loads(line) == "stop":
             stop.set()
-            if role == "open":
-                await asyncio.wait(tasks, timeout=PATIENCE_S)
-                soak.counts["still open at the end"] = sum(not task.done() for task in tasks)
         dead = [task.exception() for task in tasks if task.done() and not task.cancelled()]
         for error in filter(None, dead):
             soak.violation(f"a task died: {error!r}")

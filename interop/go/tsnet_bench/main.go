@@ -18,6 +18,7 @@ import (
 	"os"
 	"sort"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tailscale.com/tsnet"
@@ -90,6 +91,9 @@ func echo(c net.Conn) {
 	}
 }
 
+// What all uploads have brought so far.
+var taken atomic.Uint64
+
 func sink(c net.Conn) {
 	buf := make([]byte, blockLen)
 	var total, wrong, first, last uint64
@@ -103,6 +107,7 @@ func sink(c net.Conn) {
 			at := total % blockLen
 			k := min(n, sampleLen)
 			total += uint64(n)
+			taken.Add(uint64(n))
 			if (total-1)%blockLen == 0 && buf[n-1] == end {
 				break
 			}
@@ -205,6 +210,23 @@ func (d *driver) dialAll(kind byte) ([]net.Conn, error) {
 		conns[i] = c
 	}
 	return conns, nil
+}
+
+// open dials the connection that pump fills until this process ends (tests/bench/loss.py).
+func (d *driver) open() (answer, error) {
+	c, err := d.dial('U')
+	pumped = c
+	return answer{}, err
+}
+
+var pumped net.Conn
+
+func pump() {
+	for {
+		if _, err := pumped.Write(block[:blockLen]); err != nil {
+			return
+		}
+	}
 }
 
 func echoFor(c net.Conn, until time.Time) ([]float64, error) {
@@ -329,6 +351,16 @@ func (d *driver) run() (answer, error) {
 		return d.churn()
 	case "direct":
 		return d.direct()
+	case "open":
+		return d.open()
+	case "pump":
+		if pumped == nil {
+			return nil, fmt.Errorf("nothing is open")
+		}
+		go pump()
+		return answer{}, nil
+	case "taken":
+		return answer{"bytes": taken.Load()}, nil
 	case "quit":
 		os.Exit(0)
 	}
