@@ -210,6 +210,8 @@ static bool read_plain(struct mn_relay *r, struct mn_relay_conn *c)
         mn_relay_conn_stop(r, c, n == MN_TLS_END || c->websocket != NULL ? MN_WHY_CLOSED_BY_PEER : MN_WHY_BROKEN);
         return false;
     }
+    if (c->websocket != NULL && c->websocket->owes_pong && c->phase == MN_PHASE_OPEN)
+        mn_hub_mark_dirty(&r->hub, &c->client);
     if (n == 0)
         return true;
     if (c->phase == MN_PHASE_OPEN) {
@@ -217,8 +219,6 @@ static bool read_plain(struct mn_relay *r, struct mn_relay_conn *c)
         if (c->stream.fd < 0)
             return false;
         charge(r, c, (size_t)n);
-        if (c->websocket != NULL && c->websocket->owes_pong)
-            mn_hub_mark_dirty(&r->hub, &c->client);
     } else if (c->phase == MN_PHASE_RAW) {
         to_python(r, c, r->plain, (size_t)n);
     }

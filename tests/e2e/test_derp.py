@@ -124,7 +124,8 @@ def test_websocket_carries_the_same_frames(tmp_path: Path, version: ssl.TLSVersi
         url = f"wss://127.0.0.1:{station.server.port}/derp"
         private = NodePrivate.generate(CLOCK.entropy)
         other = await bed.client(relays_of(station))
-        async with aiohttp.ClientSession() as session, session.ws_connect(url, ssl=context, protocols=["derp"]) as ws:
+        options = {"ssl": context, "protocols": ["derp"], "autoping": False}
+        async with aiohttp.ClientSession() as session, session.ws_connect(url, **options) as ws:
             assert ws.protocol == "derp"
             frames = derp.Frames(derp.TO_CLIENT)
             got: list[tuple[int, bytes]] = []
@@ -144,7 +145,8 @@ def test_websocket_carries_the_same_frames(tmp_path: Path, version: ssl.TLSVersi
             assert (await next_frame())[0] == derp.SERVER_INFO
             await until(lambda: other.got)
             assert other.got == [(REGION, private.public(), b"\x04by websocket")]
-            await ws.ping(b"there?")
+            await ws.ping(b"there?")  # a message of its own, with no frame beside it
+            assert await ws.receive(timeout=LIMIT_S) == (aiohttp.WSMsgType.PONG, b"there?", "")
             assert other.pool.send(REGION, private.public(), b"\x04" + bytes(60_000))
             assert await next_frame() == (derp.RECV_PACKET, other.key.raw + b"\x04" + bytes(60_000))
         await until(lambda: station.server.client_count == 1)
