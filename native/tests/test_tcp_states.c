@@ -710,24 +710,28 @@ static void test_listener_rules(void)
     rig_stop(&r);
 }
 
-/* T-17: numbers differ between tuples and stacks, and rise per tuple. */
+/* T-17: numbers differ between tuples and stacks, and rise per tuple; so do the starts of ports and timestamps. */
 static void test_sequence_numbers_are_keyed(void)
 {
-    uint32_t first[2], second, offset;
+    uint32_t first[2], second, offset, stamps[2], ports[2];
     for (int i = 0; i < 2; i++) {
         struct rig r;
         rig_start(&r);
         r.s->secret[0] ^= (uint8_t)i;
         struct mn_tuple t = {r.own4, r.peer4, 80, 90};
-        first[i] = mn_secret_isn(r.s, &t, &offset);
+        first[i] = mn_secret_isn(r.s, &t, &stamps[i]);
+        ports[i] = (uint32_t)mn_secret_number(r.s, &t, MN_SECRET_PORT);
         r.s->now += 100 * MN_MS;
         second = mn_secret_isn(r.s, &t, &offset);
         CHECK_INT(second - first[i], (uint32_t)(100 * MN_MS >> 6));
+        CHECK_INT(offset, stamps[i]); /* of one tuple the same, or PAWS would refuse what follows a TIME-WAIT */
         t.lport++;
         CHECK((uint32_t)(mn_secret_isn(r.s, &t, &offset) - second + 65536) > 131072);
+        CHECK(offset != stamps[i]);
+        CHECK((uint32_t)mn_secret_number(r.s, &t, MN_SECRET_PORT) != ports[i]);
         rig_stop(&r);
     }
-    CHECK(first[0] != first[1]);
+    CHECK(first[0] != first[1] && stamps[0] != stamps[1] && ports[0] != ports[1]);
 }
 
 int main(void)
