@@ -765,6 +765,47 @@ static void test_kernel_drops_are_counted(void)
     mn_sock_close(&b);
 }
 
+static int cutting_recvmmsg(int fd, struct mmsghdr *msgs, unsigned n, int flags)
+{
+    int got = recvmmsg(fd, msgs, n, flags, NULL);
+    for (int i = 0; i < got; i++)
+        if (msgs[i].msg_len == 100)
+            msgs[i].msg_hdr.msg_flags |= MSG_TRUNC;
+    return got;
+}
+
+/* IO-02: what the kernel cut short is counted and not used, what is empty is nothing; what comes behind both arrives.
+ */
+static void test_cut_and_empty_datagrams(void)
+{
+    struct mn_socks a, b;
+    struct mn_sock_rx rx[MN_SOCK_RX_MAX];
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    size_t got = 0;
+    open_pair(&a, false);
+    open_pair(&b, false);
+    to.sin_port = htons(b.port[MN_SOCK_V4]);
+    b.calls.recvmmsg = cutting_recvmmsg;
+    CHECK_INT(sendto(a.fd[MN_SOCK_V4], "", 0, 0, (struct sockaddr *)&to, sizeof to), 0);
+    put(&a, b.port[MN_SOCK_V4], 100, 1);
+    mn_sock_flush(&a);
+    put(&a, b.port[MN_SOCK_V4], 70, 2);
+    mn_sock_flush(&a);
+    while (got == 0) {
+        await_readable(b.fd[MN_SOCK_V4]);
+        int n = mn_sock_read(&b, MN_SOCK_V4, rx);
+        for (int i = 0; i < n; i++, got++) {
+            CHECK_INT(rx[i].len, 70);
+            CHECK_INT(rx[i].buf[0], 2);
+        }
+    }
+    CHECK_INT(got, 1);
+    CHECK_INT(b.stats.rx_truncated, 1);
+    CHECK_INT(b.stats.rx_datagrams, 1);
+    mn_sock_close(&a);
+    mn_sock_close(&b);
+}
+
 static void test_taken_port(void)
 {
     struct mn_socks a, b;
@@ -800,6 +841,7 @@ int main(void)
     RUN(test_rebind_to_a_taken_port);
     RUN(test_buffer_sizes_are_read_back);
     RUN(test_kernel_drops_are_counted);
+    RUN(test_cut_and_empty_datagrams);
     RUN(test_taken_port);
     return 0;
 }
