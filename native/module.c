@@ -622,6 +622,7 @@ COMMAND(rebind, MN_CMD_REBIND, "")
 COMMAND(connect, MN_CMD_CONNECT, "rip")
 COMMAND(abort, MN_CMD_ABORT, "r")
 COMMAND(listen, MN_CMD_LISTEN, "rIpn")
+COMMAND(taken, MN_CMD_TAKEN, "rn")
 COMMAND(unlisten, MN_CMD_UNLISTEN, "r")
 COMMAND(ping, MN_CMD_PING, "rin")
 COMMAND(udp_open, MN_CMD_UDP_OPEN, "rIp")
@@ -858,6 +859,7 @@ static PyMethodDef engine_methods[] = {
     {"connect", engine_connect, METH_VARARGS, "Open a TCP connection."},
     {"abort", engine_abort, METH_VARARGS, "Give up a pending connect."},
     {"listen", engine_listen, METH_VARARGS, "Take TCP connections."},
+    {"taken", engine_taken, METH_VARARGS, "So many accepted connections left the backlog."},
     {"unlisten", engine_unlisten, METH_VARARGS, "Take no more; those accepted live on."},
     {"ping", engine_ping, METH_VARARGS, "ICMP echo inside the tunnel."},
     {"udp_open", engine_udp_open, METH_VARARGS, "Open a UDP port inside the tunnel."},

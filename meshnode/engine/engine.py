@@ -47,6 +47,8 @@ CLOSE_TIMEOUT_S = 2.0
 DRAIN_TIMEOUT_S = 0.5
 DRAIN_POLL_S = 0.005
 PING_BYTES = 56
+BACKLOG_MAX = 65535
+TAKEN_AGAIN_S = 0.05
 _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -322,9 +324,14 @@ class Engine:
             self._connects.pop(req, None)
 
     async def listen(self, ip: IP | None, port: int, backlog: int = 128) -> Listener:
-        """Take TCP connections on `port` of `ip`, or of every own address. ListenError: taken already."""
+        """Take TCP connections on `port` of `ip`, or of every own address. ListenError: taken already.
+
+        backlog: connections that nobody has taken yet, 1 to 65535; with so many, peers' last word of the handshake
+        goes unheard, and they try again.
+        """
         req = self._request()
-        listener = Listener(self._unlisten, req, Endpoint(ip, port) if ip else None, port, backlog)
+        backlog = min(max(1, backlog), BACKLOG_MAX)
+        listener = Listener(self._unlisten, self._taken, req, Endpoint(ip, port) if ip else None, port, backlog)
         self._listeners[req] = listener
         try:
             self._native.listen(req, ip.packed if ip else b"", port, backlog)
@@ -459,6 +466,14 @@ class Engine:
     def _unlisten(self, req: int) -> None:
         if self._listeners.pop(req, None) is not None and not self._closed:
             self._native.unlisten(req)
+
+    def _taken(self, req: int, count: int) -> None:
+        if self._closed or req not in self._listeners:
+            return
+        try:
+            self._native.taken(req, count)
+        except RuntimeError:  # too many commands wait
+            self._loop.call_later(TAKEN_AGAIN_S, self._taken, req, count)
 
     def _forget_datagrams(self, req: int) -> None:
         if self._datagrams.pop(req, None) is not None and not self._closed:

@@ -21,9 +21,16 @@ class Listener:
     """Accepted connections of one tailnet port: `async for sock in listener`."""
 
     def __init__(
-        self, forget: Callable[[int], None], req: int, address: Endpoint | None, port: int, backlog: int
+        self,
+        forget: Callable[[int], None],
+        taken: Callable[[int, int], None],
+        req: int,
+        address: Endpoint | None,
+        port: int,
+        backlog: int,
     ) -> None:
         self._forget = forget
+        self._taken = taken
         self._req = req
         self._waiting: deque[TunnelSocket] = deque()
         self._arrived = asyncio.Event()
@@ -31,18 +38,24 @@ class Listener:
         self.address = address
         """None: every own address."""
         self.port = port
-        self.backlog = max(1, backlog)
-        self.refused_count = 0
-        """Connections closed because nobody took them and the backlog was full."""
+        self.backlog = backlog
+        self._untold = 0
+        """Connections taken that the engine still counts as waiting."""
 
     def offer(self, sock: TunnelSocket) -> bool:
-        """Queue a connection; False if there is no place for it."""
-        if self._closed or len(self._waiting) >= self.backlog:
-            self.refused_count += 1
+        """Queue a connection; False if the listener is closed. The engine keeps to the backlog."""
+        if self._closed:
             return False
         self._waiting.append(sock)
         self._arrived.set()
+        self._tell_taken()
         return True
+
+    def _tell_taken(self) -> None:
+        """Tell the engine of what was taken, when it matters: a call for each connection would be many."""
+        if self._untold and (2 * self._untold >= self.backlog or len(self._waiting) + self._untold >= self.backlog):
+            self._taken(self._req, self._untold)
+            self._untold = 0
 
     def __aiter__(self) -> Self:
         return self
@@ -54,7 +67,10 @@ class Listener:
                 raise StopAsyncIteration
             self._arrived.clear()
             await self._arrived.wait()
-        return self._waiting.popleft()
+        self._untold += 1
+        sock = self._waiting.popleft()
+        self._tell_taken()
+        return sock
 
     def close(self) -> None:
         """Stop listening; connections nobody took are closed, those taken live on. Idempotent."""

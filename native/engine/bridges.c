@@ -237,8 +237,7 @@ static bool announce(struct mn_engine *e, struct mn_bridge *flow, uint8_t kind, 
 static bool on_may_accept(void *ctx, uint32_t listener)
 {
     struct mn_engine *e = ctx;
-    (void)listener;
-    return mn_events_has_room(&e->events) && e->flows.count < MN_FLOWS_MAX;
+    return mn_events_has_room(&e->events) && e->flows.count < MN_FLOWS_MAX && mn_requests_may_accept(e, listener);
 }
 
 static void on_accepted(void *ctx, uint32_t conn, uint32_t listener)
@@ -246,8 +245,10 @@ static void on_accepted(void *ctx, uint32_t conn, uint32_t listener)
     struct mn_engine *e = ctx;
     uint64_t req = mn_requests_listener(e, listener);
     struct mn_bridge *flow = req != 0 && mn_events_has_room(&e->events) ? take_slot(&e->flows, conn) : NULL;
-    if (flow != NULL && announce(e, flow, MN_EV_ACCEPTED, req))
+    if (flow != NULL && announce(e, flow, MN_EV_ACCEPTED, req)) {
+        mn_requests_announced(e, listener);
         return;
+    }
     if (flow != NULL)
         release_flow(&e->flows, flow);
     e->stats.accept_refused++;

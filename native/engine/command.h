@@ -25,7 +25,8 @@ enum mn_command_kind {
     MN_CMD_KICK,
     MN_CMD_CONNECT,
     MN_CMD_ABORT,
-    MN_CMD_LISTEN,
+    MN_CMD_LISTEN, /* number: backlog */
+    MN_CMD_TAKEN,  /* number: connections that left the backlog */
     MN_CMD_UNLISTEN,
     MN_CMD_PING,
     MN_CMD_UDP_OPEN,

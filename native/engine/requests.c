@@ -37,7 +37,7 @@ static struct mn_handle *find_req(struct mn_handle *table, uint32_t n, uint64_t 
     return NULL;
 }
 
-static const struct mn_handle *find_id(const struct mn_handle *table, uint32_t n, uint32_t id)
+static struct mn_handle *find_id(struct mn_handle *table, uint32_t n, uint32_t id)
 {
     for (uint32_t i = 0; i < n; i++)
         if (table[i].req != 0 && table[i].id == id)
@@ -53,10 +53,23 @@ static struct mn_handle *free_handle(struct mn_handle *table, uint32_t *n, uint3
     return hole;
 }
 
+bool mn_requests_may_accept(const struct mn_engine *e, uint32_t listener)
+{
+    const struct mn_handle *h = find_id(e->requests.listeners, e->requests.n_listeners, listener);
+    return h != NULL && (h->backlog == 0 || h->untaken < h->backlog);
+}
+
 uint64_t mn_requests_listener(const struct mn_engine *e, uint32_t listener)
 {
     const struct mn_handle *h = find_id(e->requests.listeners, e->requests.n_listeners, listener);
     return h != NULL ? h->req : 0;
+}
+
+void mn_requests_announced(struct mn_engine *e, uint32_t listener)
+{
+    struct mn_handle *h = find_id(e->requests.listeners, e->requests.n_listeners, listener);
+    if (h != NULL)
+        h->untaken++;
 }
 
 static void tell_listening(struct mn_engine *e, uint64_t req, int err, uint16_t port)
@@ -74,12 +87,22 @@ static void run_listen(struct mn_engine *e, const struct mn_command *cmd)
 {
     struct mn_requests *r = &e->requests;
     struct mn_handle *h = free_handle(r->listeners, &r->n_listeners, MN_LISTENERS_MAX);
-    /* Python's backlog bounds connections nobody took; half-open ones are cheap and get the stack's own bound. */
+    /* The backlog bounds connections that nobody took; half-open ones are cheap and get the stack's own bound. */
     unsigned half_open = cmd->number > HALF_OPEN ? cmd->number : HALF_OPEN;
     int err = h == NULL ? -EMFILE : mn_tcp_listen(e->stack, ip_or_any(cmd), cmd->ep.port, half_open, &h->id);
-    if (err == 0)
+    if (err == 0) {
         h->req = cmd->req;
+        h->backlog = cmd->number;
+        h->untaken = 0;
+    }
     tell_listening(e, cmd->req, -err, cmd->ep.port);
+}
+
+static void run_taken(struct mn_engine *e, const struct mn_command *cmd)
+{
+    struct mn_handle *h = find_req(e->requests.listeners, e->requests.n_listeners, cmd->req);
+    if (h != NULL && cmd->req != 0)
+        h->untaken -= cmd->number < h->untaken ? cmd->number : h->untaken;
 }
 
 static void run_unlisten(struct mn_engine *e, const struct mn_command *cmd)
@@ -271,6 +294,9 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         return 0;
     case MN_CMD_LISTEN:
         run_listen(e, cmd);
+        return 0;
+    case MN_CMD_TAKEN:
+        run_taken(e, cmd);
         return 0;
     case MN_CMD_UNLISTEN:
         run_unlisten(e, cmd);

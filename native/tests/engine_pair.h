@@ -100,7 +100,7 @@ static inline void engine_pair_start(struct engine_pair *p)
         pair_push(p, side, pair_upsert(other, 1 - side));
         pair_push(p, side, pair_path(other, mn_engine_port(p->e[1 - side], MN_SOCK_V4)));
     }
-    struct mn_command listen = {.kind = MN_CMD_LISTEN, .req = PAIR_LISTEN, .number = 64, .ep.port = PAIR_PORT};
+    struct mn_command listen = {.kind = MN_CMD_LISTEN, .req = PAIR_LISTEN, .ep.port = PAIR_PORT};
     pair_push(p, PAIR_B, listen);
 }
 

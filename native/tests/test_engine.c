@@ -180,7 +180,7 @@ static void stop(void)
 
 static void listen_on(int side, uint16_t port)
 {
-    struct mn_command cmd = {.kind = MN_CMD_LISTEN, .req = 77, .number = 64, .ep.port = port};
+    struct mn_command cmd = {.kind = MN_CMD_LISTEN, .req = 77, .ep.port = port};
     push(side, cmd);
 }
 

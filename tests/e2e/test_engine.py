@@ -445,6 +445,35 @@ def test_five_hundred_connections(loop: str) -> None:
     run(loop, work)
 
 
+def test_a_full_backlog_makes_peers_try_again() -> None:
+    """Whoever finds it full is not refused: all get in as those before them are taken."""
+    count = 8
+
+    async def work() -> None:
+        async with pair() as (a, b):
+            here = asyncio.get_running_loop()
+            listener = await b.engine.listen(None, 80, backlog=2)
+            clients = await asyncio.gather(*(a.engine.connect(b.ip4, 80) for _ in range(count)))
+            for number, client in enumerate(clients):
+                await here.sock_sendall(client, bytes([number]))
+            await until(lambda: b.engine.stats()["ip_tcp_accept_full"] >= count - 2, "the backlog is full")
+            assert b.engine.stats()["ip_tcp_accepted"] == 2
+            said = b""
+            for _ in range(count):
+                server = await anext(listener)
+                said += await here.sock_recv(server, 1)
+                await here.sock_sendall(server, b"hello")
+                server.close()
+            assert sorted(said) == list(range(count))
+            for client in clients:
+                assert await read_all(client) == b"hello"
+                client.close()
+            assert a.engine.stats()["ip_tcp_rst_in"] == 0 == b.engine.stats()["ip_tcp_rst_in"]
+            listener.close()
+
+    run("asyncio", work)
+
+
 @both_loops
 def test_reset_is_no_clean_end(loop: str) -> None:
     async def work() -> None:

@@ -159,8 +159,9 @@ def test_listener_is_bounded_and_ends() -> None:
         listener = await starting
         pairs = [socket.socketpair() for _ in range(3)]
         serve(engine, native, *(flow_event(_native.EV_ACCEPTED, req, i, p[1].detach()) for i, p in enumerate(pairs)))
-        assert listener.refused_count == 1 and pairs[2][0].recv(1) == b""
+        assert not [c for c in native.calls if c[0] == "taken"]
         (await anext(listener)).close()
+        assert native.calls[-1] == ("taken", req, 1)
         listener.close()
         listener.close()
         assert pairs[1][0].recv(1) == b""
@@ -169,6 +170,40 @@ def test_listener_is_bounded_and_ends() -> None:
             await anext(listener)
         for ours, _ in pairs:
             ours.close()
+
+    run(work)
+
+
+def test_the_engine_hears_of_places_in_the_backlog_when_it_matters() -> None:
+    async def work(engine: Engine, native: FakeNative) -> None:
+        starting = asyncio.ensure_future(engine.listen(None, 80, backlog=6))
+        req = await request_of(native, "listen")
+        serve(engine, native, (_native.EV_LISTENING, req, 0, 80))
+        listener = await starting
+        pairs = [socket.socketpair() for _ in range(10)]
+        told = []
+
+        def arrive(first: int, end: int) -> None:
+            events = [flow_event(_native.EV_ACCEPTED, req, i, pairs[i][1].detach()) for i in range(first, end)]
+            serve(engine, native, *events)
+
+        for arrived, taken, wanted in (
+            (2, 2, []),
+            (5, 0, []),
+            (6, 0, [2]),
+            (6, 2, [2]),
+            (6, 1, [2, 3]),
+            (6, 1, [2, 3]),
+        ):
+            arrive(len(told), arrived)
+            told += [None] * (arrived - len(told))
+            for _ in range(taken):
+                (await anext(listener)).close()
+            assert [c[2] for c in native.calls if c[0] == "taken"] == wanted, (arrived, taken)
+        listener.close()
+        for ours, app in pairs:
+            ours.close()
+            app.close()
 
     run(work)
 
