@@ -129,8 +129,8 @@ static PyObject *tuple_of(const struct mn_relay_event *ev)
     unsigned long long conn = ev->conn;
     switch (ev->kind) {
     case MN_RELAY_EV_DATA:
-        return Py_BuildValue("(iKNOiy#)", ev->kind, conn, source_of(&ev->source), ev->has_tls ? Py_True : Py_False,
-                             (int)ev->tls_version, (const char *)ev->data, (Py_ssize_t)ev->len);
+        return Py_BuildValue("(iKNOiy#i)", ev->kind, conn, source_of(&ev->source), ev->has_tls ? Py_True : Py_False,
+                             (int)ev->tls_version, (const char *)ev->data, (Py_ssize_t)ev->len, (int)ev->role);
     case MN_RELAY_EV_ENDED:
         return Py_BuildValue("(iKiOy#N)", ev->kind, conn, (int)ev->why, ev->was_open ? Py_True : Py_False,
                              (const char *)ev->key, (Py_ssize_t)MN_RELAY_KEY, source_of(&ev->source));
@@ -184,9 +184,10 @@ static PyObject *relay_listen(PyObject *self, PyObject *args)
 {
     struct mn_relay *r = relay_of(self);
     int fd, has_tls;
-    if (r == NULL || !PyArg_ParseTuple(args, "ip:listen", &fd, &has_tls))
+    unsigned char role;
+    if (r == NULL || !PyArg_ParseTuple(args, "ipb:listen", &fd, &has_tls, &role))
         return NULL;
-    return done(mn_relay_listen(r, fd, has_tls != 0));
+    return done(mn_relay_listen(r, fd, has_tls != 0, role));
 }
 
 static PyObject *relay_unlisten(PyObject *self, PyObject *unused)

@@ -42,11 +42,11 @@ def run_derp(parsed: argparse.Namespace) -> int:
 def plan_of(config: Config, **besides: Any) -> Any:
     """The Plan of a configuration."""
     from meshnode.relay.server import Limits
-    from meshnode.relay.station import Plan
+    from meshnode.relay.station import Plan, has_inherited
 
     derp = config.derp
     return Plan(
-        listen=derp.derp_listen or ((":3340",) if derp.derp_plain else (":443",)),
+        listen=derp.derp_listen or (() if has_inherited() else _usual_port(derp.derp_plain)),
         stun=derp.derp_stun,
         http=derp.derp_http,
         hosts=derp.derp_host,
@@ -71,6 +71,10 @@ def plan_of(config: Config, **besides: Any) -> Any:
         ),
         **besides,
     )
+
+
+def _usual_port(plain: bool) -> tuple[str, ...]:
+    return (":3340",) if plain else (":443",)
 
 
 def _default_folder() -> Path:

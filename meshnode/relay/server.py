@@ -13,7 +13,7 @@ import hmac
 import ipaddress
 import socket
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from meshnode.base.addr import RegionId
@@ -25,12 +25,11 @@ from meshnode.relay.admit import ADMIT_S, Admit, Gate, allow_everybody
 from meshnode.relay.dial import DialOptions
 from meshnode.relay.identity import meta_certificate
 from meshnode.relay.mesh import Mesh
-from meshnode.relay.session import Page, Session, Want
+from meshnode.relay.session import Pages, Role, Session, Want
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 from meshnode.wire import derp
-from meshnode.wire.http1 import Request
 
 LOGIN_S: Final = 10.0
 RECHECK_S: Final = 40.0
@@ -95,7 +94,7 @@ class RelayServer:
         clock: Clock | None = None,
         limits: Limits = Limits(),  # noqa: B008 - a frozen value
         mesh_key: str = "",
-        pages: Callable[[Request], Page | None] = lambda request: None,
+        pages: Pages = lambda request, role: None,
     ) -> None:
         """private: the relay's own key, fresh if None. tls: chain and key as PEM; None: plain HTTP.
 
@@ -155,10 +154,10 @@ class RelayServer:
         if pem is not None and self._native is not None:
             self._native.set_tls(pem, meta_certificate(self.public))
 
-    def take(self, listening: socket.socket, *, tls: bool) -> None:
-        """Accept on a listening socket, which is given up by its owner."""
+    def take(self, listening: socket.socket, *, tls: bool, role: Role = Role.RELAY) -> None:
+        """Accept on a listening socket, which is given up by its owner. role: what is served there."""
         assert self._native is not None
-        self._native.listen(listening.detach(), tls)
+        self._native.listen(listening.detach(), tls, role)
 
     def join_mesh(self, neighbours: list[RelayNode], options: DialOptions) -> None:
         """Watch the other relays of the region."""
@@ -260,7 +259,7 @@ class RelayServer:
             kind, conn = event[0], event[1]
             if kind == _native.RELAY_DATA:
                 if self.mesh is None or not self.mesh.on_data(conn, event[5]):
-                    self._on_data(conn, event[2], event[5])
+                    self._on_data(conn, event[2], event[5], Role(event[6]))
             elif kind == _native.RELAY_DIALLED:
                 if self.mesh is not None:
                     self.mesh.on_dialled(conn)
@@ -270,12 +269,12 @@ class RelayServer:
                     continue
                 _log.debug("relay client ended", source=_text(event[5]), why=_native.RELAY_WHY[event[2]])
 
-    def _on_data(self, conn: int, source: tuple[bytes, int], data: bytes) -> None:
+    def _on_data(self, conn: int, source: tuple[bytes, int], data: bytes, role: Role) -> None:
         native = self._native
         assert native is not None
         session = self._sessions.get(conn)
         if session is None:
-            session = self._sessions[conn] = Session(self.private, self._pages)
+            session = self._sessions[conn] = Session(self.private, self._pages, role)
         try:
             want = session.receive(data)
         except ProtocolError as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Callable
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import Final
 
 from meshnode.base.bounds import DERP_CLIENT_INFO_MAX
@@ -29,6 +29,19 @@ Page = tuple[int, bytes, list[tuple[str, str]]]
 """(status, body, headers)"""
 
 
+class Role(IntEnum):
+    """What a listening socket is for."""
+
+    RELAY = 0
+    HTTP = 1
+    """Pages that clients and certificate authorities ask of port 80; nobody is relayed here."""
+    METRICS = 2
+
+
+Pages = Callable[[Request, Role], Page | None]
+"""Answers of an owner's own; None: it has none."""
+
+
 class Want(Enum):
     """What a session wants of its owner after a `receive`."""
 
@@ -41,10 +54,13 @@ class Want(Enum):
 class Session:
     """One connection until it is logged in."""
 
-    def __init__(self, private: NodePrivate, pages: Callable[[Request], Page | None] = lambda request: None) -> None:
+    def __init__(
+        self, private: NodePrivate, pages: Pages = lambda request, role: None, role: Role = Role.RELAY
+    ) -> None:
         """pages: answers of the owner's own, asked first."""
         self._private = private
         self._pages = pages
+        self._role = role
         self._http: ServerHttp | None = ServerHttp(body_limit=0)
         self._login = derp.ServerLogin(private)
         self._kept = b""
@@ -82,11 +98,11 @@ class Session:
         """Serve requests until one of them upgrades; returns what belongs to the frames already."""
         request = http.receive(data)
         while request is not None:
-            if request.path == "/derp" and "upgrade" in request.headers:
+            if self._role is Role.RELAY and request.path == "/derp" and "upgrade" in request.headers:
                 rest = self._upgrade(http, request)
                 if rest is not None:
                     return rest
-            status, body, headers = self._pages(request) or respond(request)
+            status, body, headers = self._pages(request, self._role) or respond(request)
             self.out += http.respond(status, body, headers)
             if not http.is_reusable:
                 self.want = Want.CLOSE

@@ -26,6 +26,7 @@ from meshnode.relay.admit import Admit, Gate, KeysFile, allow_everybody
 from meshnode.relay.dial import DialOptions
 from meshnode.relay.mesh import parse_mesh_key
 from meshnode.relay.server import Limits, RelayServer, listen_on
+from meshnode.relay.session import Page, Role
 from meshnode.relay.stun import StunServer
 from meshnode.relay.verify import VerifyUrl
 from meshnode.run.clock import Clock
@@ -33,6 +34,11 @@ from meshnode.run.log import get_logger
 from meshnode.wire.http1 import Request
 
 OFF: Final = "off"
+HTTPS_PORT: Final = 443
+HTTP_NAME: Final = "http"
+"""FileDescriptorName of an inherited socket for plain HTTP."""
+PLAIN_PAGES: Final = ("/generate_204", "/healthz", "/robots.txt")
+"""Served by plain HTTP; everything else is by https."""
 LISTEN_FDS_START: Final = 3
 RELOAD_S: Final = 15.0
 _log = get_logger("derp")
@@ -135,9 +141,10 @@ class Station:
         pem = self._certificate()
         sockets = [listen_on(*address) for text in plan.listen for address in _addresses(text, "listen")]
         self._rooms.callback(_close_all, sockets)
-        sockets += [(s) for s in inherited_sockets()] if not plan.listen else []
         http = [listen_on(*address) for address in _addresses(plan.http, "http")]
         self._rooms.callback(_close_all, http)
+        for name, each in [] if plan.listen else inherited_sockets():
+            (http if name == HTTP_NAME else sockets).append(each)
         page = [listen_on(*address) for address in _addresses(plan.metrics, "metrics")]
         self._rooms.callback(_close_all, page)
         if not sockets:
@@ -155,8 +162,9 @@ class Station:
             self.server.join_mesh(neighbours, DialOptions(plan.ca_file, plain=plan.plain))
         for each in sockets:
             self.server.take(each, tls=pem is not None)
-        for each in [*http, *page]:
-            self.server.take(each, tls=False)
+        for role, opened in ((Role.HTTP, http), (Role.METRICS, page)):
+            for each in opened:
+                self.server.take(each, tls=False, role=role)
         if plan.cert:
             self.server.scope.spawn(self._watch_certificate(), "certificate")
 
@@ -253,13 +261,25 @@ class Station:
 
     # --- pages ---
 
-    def _page(self, request: Request) -> tuple[int, bytes, list[tuple[str, str]]] | None:
-        if request.path == "/metrics" and self.plan.metrics:
+    def _page(self, request: Request, role: Role) -> Page | None:
+        if role is Role.HTTP and not self.plan.plain and request.path not in PLAIN_PAGES:
+            return 302, b"", [("Location", f"https://{self._authority()}{_printable(request.target)}")]
+        if role is Role.METRICS and request.path == "/metrics":
             text = metrics.render(self.server.stats(), self.server.counters, self.stun.counters if self.stun else {})
             return 200, text.encode(), [("Content-Type", "text/plain; version=0.0.4")]
         if request.path == "/bootstrap-dns":
             return 200, b"{}", [("Content-Type", "application/json")]
         return None
+
+    def _authority(self) -> str:
+        """Host and port of our https URLs."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.server.port == HTTPS_PORT else f"{host}:{self.server.port}"
+
+
+def _printable(target: str) -> str:
+    """A path as a header may carry it."""
+    return target if target.startswith("/") and target.isascii() and target.isprintable() else "/"
 
 
 def _close_all(sockets: list[socket.socket]) -> None:
@@ -299,18 +319,44 @@ def _neighbour(text: str, number: int, plain: bool) -> RelayNode:
     return RelayNode(f"mesh{number}", RegionId(0), host.strip("[]"), port=int(port) if port else 0)
 
 
-def inherited_sockets() -> list[socket.socket]:
-    """Listening sockets that systemd handed over (sd_listen_fds(3)); none otherwise."""
-    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+def has_inherited() -> bool:
+    """Whether systemd handed sockets to this very process."""
+    return os.environ.get("LISTEN_PID") == str(os.getpid())
+
+
+def inherited_sockets() -> list[tuple[str, socket.socket]]:
+    """(name, listening socket) of what systemd handed over (sd_listen_fds(3)); none otherwise.
+
+    ListenError if one is no listening TCP socket.
+    """
+    if not has_inherited():
         return []
     try:
         count = int(os.environ.get("LISTEN_FDS", "0"))
     except ValueError:
         return []
-    found = []
-    for number in range(LISTEN_FDS_START, LISTEN_FDS_START + count):
-        try:
-            found.append(socket.socket(fileno=number))
-        except OSError as error:
-            raise ListenError(f"descriptor {number} of LISTEN_FDS is no socket: {error.strerror}") from None
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    found: list[tuple[str, socket.socket]] = []
+    try:
+        for number in range(LISTEN_FDS_START, LISTEN_FDS_START + count):
+            place = number - LISTEN_FDS_START
+            found.append((names[place] if place < len(names) else "", _adopted(number)))
+    except BaseException:
+        _close_all([each for _, each in found])
+        raise
     return found
+
+
+def _adopted(number: int) -> socket.socket:
+    try:
+        given = socket.socket(fileno=number)
+    except OSError as error:
+        raise ListenError(f"descriptor {number} of LISTEN_FDS is no socket: {error.strerror}") from None
+    os.set_inheritable(number, False)
+    if (
+        given.family not in (socket.AF_INET, socket.AF_INET6)
+        or given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1
+    ):
+        given.close()
+        raise ListenError(f"descriptor {number} of LISTEN_FDS is no listening TCP socket; use ListenStream=PORT")
+    return given

@@ -143,18 +143,20 @@ static struct mn_relay_conn *make(struct mn_relay *r, int fd, SSL_CTX *ctx, bool
     return c;
 }
 
-struct mn_relay_conn *mn_relay_conn_accept(struct mn_relay *r, int fd, bool has_tls, const struct mn_ep *source)
+struct mn_relay_conn *mn_relay_conn_accept(struct mn_relay *r, int fd, const struct mn_relay_listener *l,
+                                           const struct mn_ep *source)
 {
-    if (has_tls && r->ctx == NULL)
+    if (l->has_tls && r->ctx == NULL)
         return NULL;
     while (r->stats.pending >= r->cfg.pending_max && r->pending_first != NULL) {
         r->stats.crowded_out++;
         mn_relay_conn_stop(r, r->pending_first, MN_WHY_CROWDED_OUT);
     }
-    struct mn_relay_conn *c = make(r, fd, has_tls ? r->ctx : NULL, false, NULL, atomic_fetch_add(&r->ids, 1));
+    struct mn_relay_conn *c = make(r, fd, l->has_tls ? r->ctx : NULL, false, NULL, atomic_fetch_add(&r->ids, 1));
     if (c == NULL)
         return NULL;
     c->client.source = *source;
+    c->role = l->role;
     c->is_guarded = true;
     return c;
 }

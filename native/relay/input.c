@@ -192,6 +192,7 @@ static void to_python(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t
     }
     ev->conn = c->id;
     ev->source = c->client.source;
+    ev->role = c->role;
     ev->has_tls = c->stream.ssl != NULL;
     ev->tls_version = c->stream.ssl != NULL ? (uint16_t)SSL_version(c->stream.ssl) : 0;
     c->is_announced = c->is_waiting = true;

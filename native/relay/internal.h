@@ -39,7 +39,7 @@ struct mn_relay_conn {
     struct mn_tls stream;
     struct mn_timer timer;
     uint64_t id;
-    uint8_t phase;
+    uint8_t phase, role;
     bool is_pending;   /* on the list of those not logged in */
     bool is_announced; /* Python knows it: it hears of the end */
     bool is_waiting;   /* for Python: nothing is read */
@@ -97,6 +97,7 @@ struct mn_relay_talk {
 struct mn_relay_listener {
     int fd;
     bool has_tls;
+    uint8_t role; /* told to Python */
 };
 
 struct mn_relay {
@@ -133,7 +134,8 @@ int mn_talk_push(struct mn_relay_talk *t, const struct mn_relay_command *like, c
 struct mn_relay_command *mn_talk_commands(struct mn_relay_talk *t);
 
 /* conn.c: life */
-struct mn_relay_conn *mn_relay_conn_accept(struct mn_relay *r, int fd, bool has_tls, const struct mn_ep *source);
+struct mn_relay_conn *mn_relay_conn_accept(struct mn_relay *r, int fd, const struct mn_relay_listener *l,
+                                           const struct mn_ep *source);
 struct mn_relay_conn *mn_relay_conn_adopt(struct mn_relay *r, int fd, SSL_CTX *ctx, const char *host, uint64_t id);
 struct mn_relay_conn *mn_relay_conn_of(const struct mn_relay *r, uint64_t id);
 void mn_relay_conn_stop(struct mn_relay *r, struct mn_relay_conn *c, enum mn_relay_why why);

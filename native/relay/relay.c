@@ -171,7 +171,7 @@ static void accept_some(struct mn_relay *r, const struct mn_relay_listener *l)
         if (r->stats.conns >= r->cfg.conns_max || !mn_guard_enter(&r->guard, &source.ip, (uint32_t)r->now_ms)) {
             r->stats.accept_refused++;
             close(fd);
-        } else if (mn_relay_conn_accept(r, fd, l->has_tls, &source) == NULL) {
+        } else if (mn_relay_conn_accept(r, fd, l, &source) == NULL) {
             r->stats.accept_errors++;
             mn_guard_leave(&r->guard, &source.ip);
             close(fd);
@@ -189,7 +189,7 @@ static void add_listener(struct mn_relay *r, struct mn_relay_command *cmd)
         (void)fcntl(cmd->fd, F_SETFL, fcntl(cmd->fd, F_GETFL) | O_NONBLOCK);
         if (watch(r, cmd->fd, MN_RELAY_TAG_LISTENER | i) != 0)
             return;
-        r->listeners[i] = (struct mn_relay_listener){cmd->fd, cmd->flag};
+        r->listeners[i] = (struct mn_relay_listener){cmd->fd, cmd->flag, (uint8_t)cmd->number};
         cmd->fd = -1;
         return;
     }
@@ -242,6 +242,7 @@ static void start_websocket(struct mn_relay *r, struct mn_relay_conn *c, struct 
     } else if (ev != NULL) {
         ev->conn = c->id;
         ev->source = c->client.source;
+        ev->role = c->role;
         mn_talk_post(&r->talk, ev);
     } else {
         resume(r, c);

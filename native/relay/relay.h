@@ -58,7 +58,7 @@ enum mn_relay_why {
 struct mn_relay_event {
     struct mn_relay_event *next;
     uint64_t conn;
-    uint8_t kind, why, frame;
+    uint8_t kind, why, frame, role;
     bool has_tls, was_open;
     uint16_t tls_version; /* as TLS writes it: 0x0304 is 1.3; 0: none */
     uint8_t key[MN_RELAY_KEY];
@@ -89,8 +89,8 @@ struct mn_relay_event *mn_relay_take(struct mn_relay *r);
 
 /* The context of connections accepted from now on; taken over. */
 int mn_relay_set_tls(struct mn_relay *r, SSL_CTX *ctx);
-/* A listening socket; taken over. */
-int mn_relay_listen(struct mn_relay *r, int fd, bool has_tls);
+/* A listening socket; taken over. role: any number, told with what its connections say. */
+int mn_relay_listen(struct mn_relay *r, int fd, bool has_tls, uint8_t role);
 int mn_relay_unlisten_all(struct mn_relay *r);
 /* A connected socket to a neighbour; taken over, with ctx (NULL: plain). host: SNI and verified name. *conn: its id. */
 int mn_relay_adopt(struct mn_relay *r, int fd, SSL_CTX *ctx, const char *host, uint64_t *conn);

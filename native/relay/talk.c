@@ -139,10 +139,11 @@ int mn_relay_set_tls(struct mn_relay *r, SSL_CTX *ctx)
     return mn_talk_push(&r->talk, &(struct mn_relay_command){.kind = MN_RELAY_CMD_TLS, .fd = -1, .ctx = ctx}, NULL, 0);
 }
 
-int mn_relay_listen(struct mn_relay *r, int fd, bool has_tls)
+int mn_relay_listen(struct mn_relay *r, int fd, bool has_tls, uint8_t role)
 {
-    return mn_talk_push(&r->talk, &(struct mn_relay_command){.kind = MN_RELAY_CMD_LISTEN, .fd = fd, .flag = has_tls},
-                        NULL, 0);
+    return mn_talk_push(
+        &r->talk, &(struct mn_relay_command){.kind = MN_RELAY_CMD_LISTEN, .fd = fd, .flag = has_tls, .number = role},
+        NULL, 0);
 }
 
 int mn_relay_unlisten_all(struct mn_relay *r)

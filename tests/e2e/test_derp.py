@@ -7,6 +7,7 @@ import base64
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -384,6 +385,79 @@ def test_metrics_have_dashboards_names() -> None:
         'stun_requests{disposition="success"} 5',
     ):
         assert line in page.splitlines()
+
+
+async def fetch(url: str) -> tuple[int, str, str]:
+    """(status, Location, body), redirects not followed."""
+    async with aiohttp.ClientSession() as session:
+        async with session.get(url, ssl=False, allow_redirects=False) as answer:
+            return answer.status, answer.headers.get("Location", ""), await answer.text()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_each_listener_serves_its_own_pages(tmp_path: Path) -> None:
+    async def scenario(_: Bed) -> None:
+        http, page = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        station = await Station.start(plan_in(tmp_path, http=http, metrics=page))
+        https = f"https://127.0.0.1:{station.server.port}"
+        assert (await fetch(f"http://{http}/generate_204"))[0] == 204
+        assert await fetch(f"http://{http}/a?b=1") == (302, f"{https}/a?b=1", "")
+        assert (await fetch(f"http://{http}//other.example/%0d"))[:2] == (302, f"{https}//other.example/%0D")
+        assert "derp_accepts" in (await fetch(f"http://{page}/metrics"))[2]
+        assert (await fetch(f"{https}/metrics"))[0] == 404, "figures are for those who may reach their port"
+        assert (await fetch(f"{https}/generate_204"))[0] == 204
+        for place in (http, page):
+            host, _, port = place.partition(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            writer.write(b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).split()[1] in (b"302", b"426"), "no relay without TLS"
+            writer.close()
+        await station.aclose()
+
+    run(scenario)
+
+
+LAUNCH = """
+exec 9<&{relay} 8<&{http}; exec 3<&9 4<&8; exec 8<&- 9<&-
+LISTEN_PID=$$ LISTEN_FDS=2 LISTEN_FDNAMES=relay:http exec {command}
+"""
+
+
+def handed_over(sockets: list[socket.socket], folder: Path, **how: Any) -> subprocess.Popen[str]:
+    """`meshnode derp` with sockets as systemd hands them over."""
+    command = f"{sys.executable} -m meshnode derp --stun off --self-signed --host 127.0.0.1 --dir {folder} --open"
+    relay, http = (each.fileno() for each in sockets)
+    script = LAUNCH.format(relay=relay, http=http, command=command)
+    return subprocess.Popen(["bash", "-c", script], pass_fds=(relay, http), stdout=subprocess.PIPE, text=True, **how)
+
+
+def test_sockets_that_systemd_hands_over(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as relay, socket.create_server(("127.0.0.1", 0)) as http:
+        port, plain_port = relay.getsockname()[1], http.getsockname()[1]
+        process = handed_over([relay, http], tmp_path / "d")
+        assert process.stdout is not None
+        with process:
+            assert process.stdout.readline().startswith(f"ready 127.0.0.1:{port} ")
+            findings = asyncio.run(check("127.0.0.1", port))
+            assert [f.ok for f in findings][:5] == [True] * 5, findings
+            location = f"https://127.0.0.1:{port}/x"
+            assert asyncio.run(fetch(f"http://127.0.0.1:{plain_port}/x"))[:2] == (302, location)
+            process.send_signal(signal.SIGTERM)
+            process.stdout.read()
+            assert process.wait(LIMIT_S) == 0
+
+
+def test_a_datagram_socket_is_not_listened_on(tmp_path: Path) -> None:
+    with socket.socket(type=socket.SOCK_DGRAM) as relay, socket.create_server(("127.0.0.1", 0)) as http:
+        relay.bind(("127.0.0.1", 0))
+        with handed_over([relay, http], tmp_path / "d", stderr=subprocess.PIPE) as process:
+            _, said = process.communicate(timeout=LIMIT_S)
+            assert process.returncode == 50 and "is no listening TCP socket; use ListenStream" in said
 
 
 def test_the_command(tmp_path: Path) -> None:
