@@ -8,7 +8,9 @@ fence the runner waits until every node started with `&` has said that it is rea
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import json
 import os
 import re
 import shutil
@@ -22,18 +24,19 @@ from pathlib import Path
 
 import pytest
 
+from meshnode.cli.main import COMMANDS
 from tests.e2e.town import make_town
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md", "docs/quickstart.md", "docs/guides/serve.md", "docs/guides/capability.md", "docs/guides/embedding.md",
-    "docs/guides/wireguard.md",
+    "docs/guides/wireguard.md", "docs/guides/relay.md",
 ]  # fmt: skip
 TUN_PAGE = "docs/guides/tun.md"
 """Run by tests/e2e/test_tun.py in a namespace of its own: it makes a kernel interface."""
 TOOLS = {"docs/guides/wireguard.md": ("wg",)}
 """What a page's own subject needs beside those of all."""
-BOUND_S = 60.0
+BOUND_S = 120.0
 NOT_RUN = {
     "pip install . && meshnode demo": "the first thing .ci/run does; the demo is tests/e2e/test_demo.py",
     "pip install '.[test]' && pytest": "the second",
@@ -84,6 +87,22 @@ def test_commands_run_and_say_what_the_page_says(page: str) -> None:
     asyncio.run(work())
 
 
+def test_the_units_of_the_relay_run_commands_that_exist() -> None:
+    folder = ROOT / "docs" / "deploy"
+    service, container = (folder / "meshnode-derp.service").read_text(), (folder / "Containerfile").read_text()
+    started = re.findall(r"^ExecStart=/opt/meshnode/bin/meshnode (.*)$", service, re.MULTILINE)
+    entry = json.loads(re.findall(r"^ENTRYPOINT (.*)$", container, re.MULTILINE)[0])
+    shown = re.findall(r"meshnode-derp (--.*)$", container, re.MULTILINE)
+    assert len(started) == len(shown) == 1
+    parser = argparse.ArgumentParser()
+    COMMANDS["derp"].arguments(parser)
+    for words, folder_kept in (
+        (started[0].split(), "/var/lib/meshnode-derp"),
+        ([*entry[1:], *shown[0].split()], "/data"),
+    ):
+        assert words[0] == "derp" and parser.parse_args(words[1:]).derp_dir == folder_kept
+
+
 def play(page: str, control_url: str, key: str) -> None:
     """Run the page in one shell, then look for what it promises."""
     with tempfile.TemporaryDirectory(prefix="meshnode-docs-") as place:
@@ -126,7 +145,7 @@ def script_of(page: str, folder: Path) -> str:
     parts, nodes = [wait], 0
     for number, fence in enumerate(fences(page)):
         if fence.kind == "sh run":
-            nodes += len(re.findall(r"^meshnode (?:up|capability) .*&$", fence.text, re.MULTILINE))
+            nodes += len(re.findall(r"^meshnode (?:up|capability|derp) .*&$", fence.text, re.MULTILINE))
             parts += [fence.text, f"settle {nodes}"]
         elif fence.kind == "python run":
             program = folder / f"program{number}.py"
