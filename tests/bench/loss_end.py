@@ -85,19 +85,17 @@ def give(sock: socket.socket, facts: Callable[[], dict[str, Any]]) -> None:
     order = hear()
     block = memoryview(bytes(BLOCK))
     time.sleep(max(0.0, order["at"] - time.monotonic()))
-    if "bytes" in order:
-        left = order["bytes"]
-        while left:
-            left -= sock.send(block[: min(left, BLOCK)])
-        sock.shutdown(socket.SHUT_WR)
-    else:
 
-        def pump() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    sock.sendall(block)
+    def pump() -> None:
+        left = order.get("bytes", sys.maxsize)
+        with contextlib.suppress(OSError):
+            while left:
+                left -= sock.send(block[: min(left, BLOCK)])
+            sock.shutdown(socket.SHUT_WR)
 
-        threading.Thread(target=pump, daemon=True).start()
+    # A thread of its own: what does not get through in time must not keep the run from ending.
+    threading.Thread(target=pump, daemon=True).start()
+    if "seconds" in order:
         time.sleep(max(0.0, order["at"] + order["seconds"] - time.monotonic()))
     hear()
     say({"facts": facts()})
