@@ -32,7 +32,7 @@
 
 #include "../relay/frame.h"
 
-enum { BATCH = 16 << 10, READ = 256 << 10, FRAME_MAX = 70000, STALL_MS = 200, READY_MS = 30000, AT_ONCE = 64 };
+enum { BATCH = 16 << 10, READ = 256 << 10, FRAME_MAX = 70000, STALL_MS = 200, READY_MS = 90000, AT_ONCE = 64 };
 enum { SUB = 32, BUCKETS = 40 * SUB };
 
 static const char HEAD[] =

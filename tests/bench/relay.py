@@ -128,7 +128,7 @@ class Relay:
 
     def _meshnode(self) -> None:
         argv = [sys.executable, "-m", "meshnode", "derp", "--listen", f"{HOST}:0", "--stun", "off", "--host", HOST]
-        self._run([*argv, "--dir", str(self.folder), "--self-signed", "--open", *self.options])
+        self._run([*argv, "--dir", str(self.folder), "--self-signed", *(self.options or ("--open",))])
         found = re.match(r"ready \S+:(\d+) (\S+)", self._line())
         assert found
         self.port, self.key = int(found[1]), NodePublic.parse(found[2])
