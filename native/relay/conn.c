@@ -239,6 +239,11 @@ void mn_relay_conn_stop(struct mn_relay *r, struct mn_relay_conn *c, enum mn_rel
     r->stats.rx_bytes += c->stream.rx_bytes;
     r->stats.tx_bytes += c->stream.tx_bytes;
     r->stats.conns--;
+    if (why == MN_WHY_STALLED) {
+        /* It takes nothing, so an orderly end would wait in the kernel behind what it does not take: reset it. */
+        static const struct linger at_once = {.l_onoff = 1, .l_linger = 0};
+        (void)setsockopt(c->stream.fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
+    }
     mn_tls_stop(&c->stream); /* closing takes it out of epoll */
     r->stats.unknown_frames += c->reader.skipped;
     mn_frame_reader_free(&c->reader);
