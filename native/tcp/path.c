@@ -19,6 +19,18 @@ static void set_mss(struct mn_conn *c, uint32_t mss)
         c->cc.cwnd = mss; /* or no full segment could ever leave */
 }
 
+/* Has a segment as long as these arrived of what lies behind the one that does not? It was sent after it. */
+static bool has_taken_full(const struct mn_stack *s, const struct mn_conn *c)
+{
+    uint32_t end = c->sent.first + c->sent.count;
+    for (uint32_t i = c->sent.first + 1; i < end && c->sent.sacked > 0; i++) {
+        const struct mn_chunk *k = mn_sent_chunk(s, c->sent.order[i]);
+        if (k->state == MN_CHUNK_SACKED && k->len >= c->snd.mss && (k->unit == 0 || k->unit >= c->snd.mss))
+            return true;
+    }
+    return false;
+}
+
 void mn_path_on_timeout(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_send *d = &c->snd;
@@ -27,7 +39,7 @@ void mn_path_on_timeout(struct mn_stack *s, struct mn_conn *c)
         return; /* twice sent again in full may be chance, but not a third time */
     const struct mn_chunk *k = mn_sent_chunk(s, c->sent.order[c->sent.first]);
     uint32_t next = d->mss + options >= LARGE + STEP ? LARGE - options : SMALL - options;
-    if (k->len < d->mss || d->mss <= next)
+    if (k->len < d->mss || d->mss <= next || has_taken_full(s, c))
         return;
     s->stats.tcp_black_holes++;
     if (d->full_mss == 0) {
