@@ -330,7 +330,16 @@ void mn_relay_conn_on_timer(struct mn_relay *r, struct mn_relay_conn *c)
         mn_relay_conn_stop(r, c, c->phase == MN_PHASE_CLOSING ? MN_WHY_ASKED : MN_WHY_LOGIN_LATE);
         return;
     }
-    if (c->stalled_ms != 0 && r->now_ms - c->stalled_ms >= r->cfg.write_stall_ms) {
+    bool is_stalled = c->stalled_ms != 0 && r->now_ms - c->stalled_ms >= r->cfg.write_stall_ms;
+    if (is_stalled) {
+        /* It may be our own thread that had no time: what it takes now, it would have taken then. */
+        uint64_t before = c->stream.tx_bytes;
+        mn_relay_conn_on_writable(r, c);
+        if (c->stream.fd < 0)
+            return;
+        is_stalled = c->stream.tx_bytes == before;
+    }
+    if (is_stalled) {
         r->stats.stalled++;
         mn_relay_conn_stop(r, c, MN_WHY_STALLED);
         return;
