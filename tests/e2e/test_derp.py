@@ -13,6 +13,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -20,6 +21,8 @@ import pytest
 
 from meshnode.base.errors import ConfigError, StateError
 from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.cli.derp import relay_door
+from meshnode.config.model import Config, Derp
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
 from meshnode.relay import identity, metrics
 from meshnode.relay.admit import Gate, KeysFile
@@ -478,3 +481,37 @@ def test_the_command(tmp_path: Path) -> None:
     assert region["Nodes"][0]["CertName"].startswith("sha256-raw:")
     refused = subprocess.run([*command[:-1]], capture_output=True, text=True, timeout=LIMIT_S, check=False)
     assert refused.returncode == 2 and "who may use the relay?" in refused.stderr
+
+
+def test_beside_a_node_its_tailnets_members_may_come_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`up --derp`: who is in the netmap is relayed, who leaves it is cut off."""
+    monkeypatch.setattr("meshnode.relay.server.RECHECK_S", 0.1)
+
+    async def scenario(bed: Bed) -> None:
+        member, stranger = (NodePrivate.generate(CLOCK.entropy) for _ in range(2))
+        peer = SimpleNamespace(key=member.public())
+        own = SimpleNamespace(key=NodePrivate.generate(CLOCK.entropy).public())
+        node = SimpleNamespace(netmap=SimpleNamespace(self_node=own, peers={1: peer}))
+        options = Derp(
+            derp=True, derp_listen=("127.0.0.1:0",), derp_stun="off", derp_host=("127.0.0.1",), derp_dir=str(tmp_path),
+            derp_plain=True,
+        )  # fmt: skip
+        stations: list[Station] = []
+        start = Station.start
+
+        async def note(plan: Plan, **about: Any) -> Station:
+            stations.append(await start(plan, **about))
+            return stations[-1]
+
+        monkeypatch.setattr(Station, "start", note)
+        async with relay_door(Config(derp=options))(node):
+            (station,) = stations
+            client = await bed.client(relays_of(station, cert_name=""), private=member, plain=True)
+            refused = await bed.client(relays_of(station, cert_name=""), private=stranger, plain=True, connected=False)
+            await until(lambda: refused.pool.status()[0].error)
+            assert client.state() is RelayState.CONNECTED and station.server.client_count == 1
+            node.netmap = SimpleNamespace(self_node=own, peers={})
+            await until(lambda: not station.server.find(member.public()))
+            assert station.server.counters["revoked"] >= 1
+
+    run(scenario)
