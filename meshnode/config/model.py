@@ -168,7 +168,11 @@ class Derp:
     )
     derp_stun: str = setting(":3478", "address of STUN; off: none", metavar="[HOST]:PORT|off", key="stun", flag=False)
     derp_http: str = setting(
-        "off", "plain HTTP beside TLS: captive-portal checks, ACME", metavar="[HOST]:PORT|off", key="http", flag=False
+        "off",
+        "plain HTTP beside TLS: captive-portal checks, and the way to https",
+        metavar="[HOST]:PORT|off",
+        key="http",
+        flag=False,
     )
     derp_host: tuple[str, ...] = setting(
         (), "name or address by which clients reach the relay; the first is the one in the map", metavar="NAME",

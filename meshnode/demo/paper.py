@@ -1,12 +1,10 @@
-"""What the demo's parts need on paper: a certificate for the relay, a spec, a file to download."""
+"""What the demo's parts need on paper: a spec, a file to download."""
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import json
 import os
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -49,30 +47,3 @@ def write_file(path: Path, mebibytes: int) -> str:
             file.write(block)
             digest.update(block)
     return digest.hexdigest()
-
-
-def relay_certificate() -> tuple[bytes, str]:
-    """A certificate and its key as PEM, and the pin by which the relay map names it."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "meshnode demo relay")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=2))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    chain = certificate.public_bytes(serialization.Encoding.PEM)
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return chain + secret, "sha256-raw:" + certificate.fingerprint(hashes.SHA256()).hex()

@@ -82,14 +82,15 @@ def self_signed(folder: Path, names: Sequence[str]) -> bytes:
             if _fits(kept, names):
                 return kept
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        made = _make_self_signed(names)
+        made = make_self_signed(names)
         write_secret(path, made)
         return made
     except OSError as error:
         raise StateError(f"cannot keep a certificate in {folder}: {error.strerror}; choose another --dir") from None
 
 
-def _make_self_signed(names: Sequence[str]) -> bytes:
+def make_self_signed(names: Sequence[str]) -> bytes:
+    """A fresh certificate for these host names and addresses, and its key, as PEM; kept nowhere."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0][:64])])
     now = datetime.now(UTC)
