@@ -15,18 +15,17 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode import __version__
-from meshnode.base.addr import Endpoint
 from meshnode.base.errors import EngineError, ListenError, MeshError, NameNotFound, StateError
 from meshnode.base.keys import DiscoPrivate, DiscoPublic
 from meshnode.control.client import ControlClient, ControlConfig, Keys
 from meshnode.control.hostinfo import gather
 from meshnode.engine.engine import Engine
 from meshnode.netmap.model import Netmap
-from meshnode.netmap.tailcfg import EndpointKind
 from meshnode.node.events import Broadcast
 from meshnode.node.home import HomeKeeper
 from meshnode.node.keeper import Keeper
 from meshnode.node.offloads import offloads
+from meshnode.node.reach import Reach
 from meshnode.node.status import Pong
 from meshnode.node.wiring import Wiring
 from meshnode.run.log import get_logger
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
 RELAY_GRACE_S: Final = 0.2
 """How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
-ENDPOINTS_EVERY_S: Final = 10.0
 FLOOR_EVERY_S: Final = 600.0
 """A crash forgets at most this much of WireGuard's time; only a clock set back further would matter."""
 
@@ -62,9 +60,9 @@ class House:
         self.node = node
         self.clock = node.clock
         self.netmap: Snapshot[Netmap | None] = Snapshot(None)
-        self.endpoints: tuple[Endpoint, ...] = ()
         self.interface: Interface | None = None
         self.wiring = Wiring(self, broadcast)
+        self.reach = Reach(self)
         self._scope = scope
         self._on_failure = on_failure
         self._keeper: Keeper | None = None
@@ -86,8 +84,8 @@ class House:
         await asyncio.sleep(0)
         self._start_paths(disco)
         self.wiring.introduce()
-        self._refresh_endpoints()
-        self._scope.spawn(self._watch_endpoints(), "endpoints")
+        self.reach.refresh()
+        self._scope.spawn(self.reach.watch(), "endpoints")
         self._scope.spawn(keeper.keep_saving(), "state")
         self._scope.spawn(self._keep_floor(), "floor")
         self._scope.spawn(self._watch_bugs(), "bugs")
@@ -238,26 +236,6 @@ class House:
             failure = EngineError(f"a part of the node failed: {type(error).__name__}: {error}; please report this")
             failure.__cause__ = error
             self._on_failure(failure)
-
-    async def _watch_endpoints(self) -> None:
-        while True:
-            await asyncio.sleep(ENDPOINTS_EVERY_S)
-            self._refresh_endpoints()
-
-    def _refresh_endpoints(self) -> None:
-        from meshnode.underlay.endpoints import local_endpoints
-
-        found = tuple(local_endpoints(self.engine.port4, self.engine.port6, loopback_ok=self.node.use_loopback))
-        if found == self.endpoints:
-            return
-        gone = {e.ip for e in self.endpoints} - {e.ip for e in found}
-        self.endpoints = found
-        self.discovery.set_endpoints(found)
-        if gone:
-            self.engine.rebind()
-            self.discovery.on_link_change(gone)
-        self.pool.on_link_change()
-        self.control.update(endpoints=[(endpoint, EndpointKind.LOCAL) for endpoint in found])
 
     async def _keep_floor(self) -> None:
         while True:

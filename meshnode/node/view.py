@@ -42,7 +42,7 @@ def status_of(house: House) -> Status:
         auth_url=state.url,
         netmap=netmap,
         home=RelayHome(house.home.region, region.code if region else "", house.home.settled.is_set()),
-        endpoints=house.endpoints,
+        endpoints=house.reach.endpoints,
         traffic={p.id: _traffic(house, p.key, wall, now) for p in netmap.peers.values()} if netmap else {},
         interface=house.interface.name if house.interface else "",
         health=netmap.health if netmap else (),
