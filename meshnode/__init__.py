@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         TimedOut,
         VersionRejected,
     )
-    from meshnode.config.model import Config
+    from meshnode.config.model import Config, Disco
     from meshnode.engine.flow import TunnelSocket
     from meshnode.node.node import Node
     from meshnode.node.wgnet import WireGuardNetwork
@@ -48,6 +48,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Node": "node.node",
     "Config": "config.model",
+    "Disco": "config.model",
     "TunnelSocket": "engine.flow",
     "WireGuardNetwork": "node.wgnet",
 }
@@ -60,6 +61,7 @@ __all__ = [
     "ConfigError",
     "ControlError",
     "DialError",
+    "Disco",
     "EngineError",
     "KeyExpired",
     "KeyRejected",

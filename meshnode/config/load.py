@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field, replace
+from dataclasses import Field, fields, replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from meshnode.base.addr import split_host_port
 from meshnode.base.errors import ConfigError
+from meshnode.config.duration import parse_duration
 from meshnode.config.model import (
     MEMORY,
     SECTIONS,
     TCP_ECN,
     Config,
+    Disco,
     PlainNetwork,
     Secret,
     Tunnel,
@@ -28,6 +30,7 @@ from meshnode.config.model import (
     default_of,
     environment_names,
     key_of,
+    out_of_bounds,
     settings,
 )
 
@@ -307,6 +310,8 @@ def _convert(item: Field[Any], source: _Source, environment: Mapping[str, str], 
     choices = item.metadata["choices"]
     if choices and value not in choices:
         raise ConfigError(f"{item.name}: {shown} is none of {', '.join(choices)}  ({origin})")
+    if problem := out_of_bounds(item, value):
+        raise ConfigError(f"{item.name}: {problem}  ({origin})")
     check = _CHECKS.get(item.name)
     if check is not None:
         problem, value = check(value)
@@ -318,7 +323,7 @@ def _convert(item: Field[Any], source: _Source, environment: Mapping[str, str], 
 _KINDS: Final[dict[type, str]] = {
     bool: "true or false",
     int: "a whole number",
-    float: "a number of seconds",
+    float: "a length of time; write seconds, or as 500ms, 2s or 1m30s",
     tuple: "a list of texts",
 }
 
@@ -369,10 +374,7 @@ def _as_type(default: Any, value: Any) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise TypeError
     if isinstance(default, float):
-        number = float(str(value).removesuffix("s"))
-        if not 0 <= number < 1e9:
-            raise ValueError
-        return number
+        return parse_duration(value)
     if isinstance(default, int):
         return int(value)
     if not isinstance(value, str):
@@ -432,6 +434,14 @@ def check_tcp_memory(value: int) -> tuple[str, int]:
 def check_tcp_ecn(word: str) -> tuple[str, str]:
     """(problem or '', the word)."""
     return ("" if word in TCP_ECN else f"{word!r} is none of {', '.join(TCP_ECN)}"), word
+
+
+def check_disco(disco: Disco) -> str:
+    """What is wrong with a section made by hand, setting first; '' if nothing."""
+    for item in fields(disco):
+        if problem := out_of_bounds(item, getattr(disco, item.name)):
+            return f"{item.name}: {problem}"
+    return ""
 
 
 def _check_port(value: int) -> tuple[str, int]:

@@ -61,16 +61,18 @@ def setting(
     choices: tuple[str, ...] = (),
     variables: bool = True,
     key: str = "",
+    bounds: tuple[float, float] | None = None,
 ) -> Any:
     """A dataclass field with everything a reader of any source wants to know about it.
 
     aliases: further environment names, in the order they are tried after MESHNODE_<NAME>.
     flag: whether the command line of `up` has it. variables: whether the environment does.
     key: its name in the file's table, where that says the rest already; '' is the field's own.
+    bounds: the least and the greatest value.
     """
     about = {
         "help": help, "unit": unit, "metavar": metavar, "aliases": aliases, "flag": flag, "choices": choices,
-        "variables": variables, "key": key,
+        "variables": variables, "key": key, "bounds": bounds,
     }  # fmt: skip
     return field(default=default, metadata=about)
 
@@ -155,6 +157,31 @@ class Tunnel:
         "congestion marks on TCP connections: accept agrees when a peer asks, ask asks as well, off does neither",
         choices=TCP_ECN,
         flag=False,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Disco:
+    """`[disco]`: how direct paths to peers are looked for, watched and given up."""
+
+    heartbeat_interval: float = setting(
+        2.0,
+        "between probes of a direct path in use; it keeps NATs open",
+        unit="s",
+        flag=False,
+        bounds=(0.1, 60),
+    )
+    reprobe_interval: float = setting(
+        25.0, "between looks for a better path, or for any while relayed", unit="s", flag=False, bounds=(1, 3600)
+    )
+    probe_timeout: float = setting(
+        5.0, "an answer to a probe that takes longer does not count", unit="s", flag=False, bounds=(0.2, 60)
+    )
+    degraded_after_failures: int = setting(
+        3, "probes in a row without answer that put a path in doubt", flag=False, bounds=(1, 100)
+    )
+    degraded_timeout: float = setting(
+        10.0, "a path in doubt is given up after this long without an answer", unit="s", flag=False, bounds=(0.5, 600)
     )
 
 
@@ -254,6 +281,7 @@ class Config:
     """Of a file with one network; `plain` has them all."""
     tunnel: Tunnel = field(default_factory=Tunnel)
     """Of the tailnet; without one, of the only plain network."""
+    disco: Disco = field(default_factory=Disco)
     derp: Derp = field(default_factory=Derp)
     run: Run = field(default_factory=Run)
     plain: tuple[PlainNetwork, ...] = ()
@@ -262,7 +290,7 @@ class Config:
 
 
 SECTIONS: Final[dict[str, type]] = {
-    "tailscale": Tailscale, "wireguard": Wireguard, "tunnel": Tunnel, "derp": Derp, "run": Run,
+    "tailscale": Tailscale, "wireguard": Wireguard, "tunnel": Tunnel, "disco": Disco, "derp": Derp, "run": Run,
 }  # fmt: skip
 
 
@@ -287,3 +315,12 @@ def default_of(item: Field[Any]) -> Any:
     """The value when no source speaks."""
     assert item.default is not MISSING
     return item.default
+
+
+def out_of_bounds(item: Field[Any], value: Any) -> str:
+    """What is wrong with a number outside the bounds of its setting; '' if nothing."""
+    bounds = item.metadata["bounds"]
+    if bounds is None or bounds[0] <= value <= bounds[1]:
+        return ""
+    unit = f" {item.metadata['unit']}" if item.metadata["unit"] else ""
+    return f"{value:g}{unit} is outside {bounds[0]:g} to {bounds[1]:g}{unit}"

@@ -70,7 +70,7 @@ def on_heartbeat(p: PathBody) -> None:
         return
     act = p.act
     assert act is not None
-    if p.now - act.ping_at >= 1.0:
+    if p.now - act.ping_at >= p.tuning.heartbeat_s / 2:
         p.ping(act, Purpose.HEARTBEAT)
     if act.finished and act.loss < CALM_LOSS:
         p.hedges.discard(Hedge.LOSS)

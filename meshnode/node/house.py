@@ -140,10 +140,18 @@ class House:
         self._rooms.callback(self.home.close)
 
     def _start_paths(self, disco: DiscoPrivate) -> None:
+        from meshnode.core.path_values import Tuning
         from meshnode.underlay.disco import Discovery
 
-        public = self.memory.state.node.public()
-        self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=self.node.use_loopback)
+        public, wanted = self.memory.state.node.public(), self.node.disco
+        tuning = Tuning(
+            heartbeat_s=wanted.heartbeat_interval,
+            reprobe_s=wanted.reprobe_interval,
+            probe_timeout_s=wanted.probe_timeout,
+            degraded_after_failures=wanted.degraded_after_failures,
+            degraded_timeout_s=wanted.degraded_timeout,
+        )
+        self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=self.node.use_loopback, tuning=tuning)
         self._rooms.callback(self.discovery.close)
 
     def _start_control(self, state: State, disco: DiscoPublic) -> None:

@@ -17,8 +17,15 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.base.addr import IP, parse_ip, split_host_port
 from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady
-from meshnode.config.load import check_control_url, check_hostname, check_tcp_ecn, check_tcp_memory, check_tun
-from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Secret
+from meshnode.config.load import (
+    check_control_url,
+    check_disco,
+    check_hostname,
+    check_tcp_ecn,
+    check_tcp_memory,
+    check_tun,
+)
+from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Disco, Secret
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
 from meshnode.netmap.rules import caps_towards_us
@@ -64,6 +71,7 @@ class Node(Network):
         tun: str = "",
         tcp_memory: int = 0,
         tcp_ecn: str = "accept",
+        disco: Disco | None = None,
         clock: Clock | None = None,
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
@@ -73,6 +81,7 @@ class Node(Network):
         tun: name of a kernel interface to make, for every program of this machine; needs CAP_NET_ADMIN.
         tcp_memory: bytes that all TCP connections together may hold, 0 = the engine's choice; tcp_ecn: congestion
         marks, "accept", "ask" or "off": see docs/reference/configuration.md.
+        disco: how direct paths are looked for and watched, as the section `[disco]`; None = its defaults.
         plain_relays, insecure_relays, use_loopback: for tests on one machine.
         Raises ConfigError.
         """
@@ -92,6 +101,9 @@ class Node(Network):
         problem, self.tcp_ecn = check_tcp_ecn(tcp_ecn)
         if problem:
             raise ConfigError(f"tcp_ecn: {problem}")
+        self.disco = disco or Disco()
+        if problem := check_disco(self.disco):
+            raise ConfigError(problem)
         self.auth_key = auth_key if isinstance(auth_key, Secret) else Secret(auth_key)
         directory = os.fspath(state_dir)
         self.state_dir = "" if directory == MEMORY or (ephemeral and not directory) else directory or _usual()
@@ -140,6 +152,7 @@ class Node(Network):
             tun=config.tunnel.tun,
             tcp_memory=config.tunnel.tcp_memory,
             tcp_ecn=config.tunnel.tcp_ecn,
+            disco=config.disco,
         )
 
     # --- life ---

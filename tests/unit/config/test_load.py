@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from meshnode.base.errors import ConfigError
-from meshnode.config.load import load
+from meshnode.config.load import check_disco, load
 from meshnode.config.model import (
     DEFAULT_CONTROL_URL,
     Config,
+    Disco,
     PlainNetwork,
     Secret,
     Tunnel,
@@ -156,8 +157,46 @@ def test_control_urls_that_are_none(url: str) -> None:
 def test_origin_of_an_alias_is_named() -> None:
     assert complaint({}, {"TS_HOSTNAME": "-x-"}).endswith("(TS_HOSTNAME)")
     assert (
-        complaint({}, {"MESHNODE_TIMEOUT": "soon"}) == "timeout: 'soon' is not a number of seconds  (MESHNODE_TIMEOUT)"
+        complaint({}, {"MESHNODE_TIMEOUT": "soon"})
+        == "timeout: 'soon' is not a length of time; write seconds, or as 500ms, 2s or 1m30s  (MESHNODE_TIMEOUT)"
     )
+
+
+DISCO = """
+[networks.home.disco]
+heartbeat_interval = "500ms"
+reprobe_interval = "1m30s"
+probe_timeout = 2
+degraded_after_failures = 5
+"""
+
+
+def test_durations_of_disco() -> None:
+    config = build({"network": "home"}, {"MESHNODE_DEGRADED_TIMEOUT": "20s"}, DISCO)
+    assert config.disco == Disco(0.5, 90.0, 2.0, 5, 20.0)
+    assert build().disco == Disco() == Disco(2.0, 25.0, 5.0, 3, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("heartbeat = 2", "disco.heartbeat: no such setting; did you mean heartbeat_interval?  (node.toml:2)"),
+        ("heartbeat_interval = 0", "heartbeat_interval: 0 s is outside 0.1 to 60 s  (node.toml:2)"),
+        ("heartbeat_interval = '2 s'", "heartbeat_interval: '2 s' is not a length of time; write seconds, or as 500ms"),
+        ("reprobe_interval = true", "reprobe_interval: True is not a length of time"),
+        ("probe_timeout = '1h'", "probe_timeout: 3600 s is outside 0.2 to 60 s"),
+        ("degraded_after_failures = 0", "degraded_after_failures: 0 is outside 1 to 100  (node.toml:2)"),
+        ("degraded_timeout = -1", "degraded_timeout: -1 is not a length of time"),
+    ],
+)
+def test_complaints_of_disco(line: str, said: str) -> None:
+    assert said in complaint({}, {}, f"[disco]\n{line}\n")
+
+
+def test_a_section_made_by_hand_is_checked_as_well() -> None:
+    assert check_disco(Disco()) == ""
+    assert check_disco(Disco(heartbeat_interval=0.5, degraded_timeout=1)) == ""
+    assert check_disco(Disco(degraded_timeout=0.1)) == "degraded_timeout: 0.1 s is outside 0.5 to 600 s"
 
 
 SEVERAL = """

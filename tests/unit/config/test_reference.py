@@ -70,6 +70,8 @@ def render() -> str:
                 flag = f"`derp --{key_of(item).replace('_', '-')}`"
             variables = " ".join(f"`{v}`" for v in environment_names(item))
             choices = f"; one of {', '.join(about['choices'])}" if about["choices"] else ""
+            if about["bounds"]:
+                choices = f"; {about['bounds'][0]:g} to {about['bounds'][1]:g}"
             unit = f" [{about['unit']}]" if about["unit"] else ""
             meaning = f"{about['help']}{choices}{unit}".replace("|", "\\|")
             lines.append(f"| `{key_of(item)}` | {flag} | {variables} | {shown(default_of(item))} | {meaning} |")
