@@ -36,7 +36,7 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["up", "--control-url", "hs.lan"], 2, "control_url: 'hs.lan' has no scheme; try https://hs.lan"),
         (["up", "--auth-key", "env:NOPE"], 2, "auth_key: environment variable NOPE is not set"),
         (["up", "-c", "/nope.toml"], 2, "cannot read the configuration file /nope.toml: No such file"),
-        (["up", "--timeout", "soon"], 2, "timeout: 'soon' is not a number of seconds"),
+        (["up", "--timeout", "soon"], 2, "timeout: 'soon' is not a length of time"),
         (["status"], 51, "start one: meshnode up"),
         (["status", "--state-dir", "mem:"], 51, "no node with --state-dir mem:"),
         (["nc", "db", "0", "--state-dir", "/nope"], 2, "0 is no port"),
