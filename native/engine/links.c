@@ -278,7 +278,8 @@ static bool take_frames(struct mn_engine *e, struct mn_link *l, size_t n)
     while ((found = mn_frame_reader_next(&l->reader, s->plain, n, &at, &f)) == MN_FRAME_WHOLE)
         take_frame(e, l, &f);
     bool kept = found == MN_FRAME_MORE && mn_frame_reader_keep(&l->reader, s->plain + at, n - at);
-    mn_stack_flush(e->stack, e->now_ns); /* its packets lie in our buffer */
+    mn_tun_flush(e); /* their packets lie in our buffer */
+    mn_stack_flush(e->stack, e->now_ns);
     return l->req == req && kept;
 }
 

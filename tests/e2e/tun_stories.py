@@ -131,6 +131,24 @@ async def udp_and_ping() -> None:
                     assert await heard(kernel) == b"unasked"
 
 
+async def by_relay() -> None:
+    """What relays carry reaches the kernel at once, each packet whole, with nothing by UDP to push it along."""
+    async with make_town(paths="relay") as town:
+        tun, plain = await pair(town)
+        await plain.start_server(echo, 7)
+        for mine, theirs in zip(tun.addresses, plain.addresses, strict=True):
+            reader, writer = await asyncio.open_connection(str(theirs), 7)
+            for number in range(200):  # one packet each way at a time
+                writer.write(number.to_bytes(4, "big"))
+                assert int.from_bytes(await asyncio.wait_for(reader.readexactly(4), 5.0), "big") == number
+            assert await through(reader, writer) == BYTES
+            kernel = await asyncio.start_server(echo, str(mine), 9)
+            async with kernel:
+                assert await through(*await plain.open_connection(mine, 9)) == BYTES
+        counters = tun.status().counters
+        assert counters["udp_rx_datagrams"] == 0 and counters["wg_rx_data"] > 400
+
+
 def kernel_socket(own: Any, port: int) -> socket.socket:
     kernel = socket.socket(socket.AF_INET if own.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM)
     kernel.setblocking(False)
@@ -259,7 +277,7 @@ async def guide() -> None:
     await until(lambda: not has_interface(), "the interface is gone with the reader's shell")
 
 
-STORIES = {f.__name__: f for f in (guide, tcp, udp_and_ping, policy, peers_come_and_go, ends, without_ipv6)}
+STORIES = {f.__name__: f for f in (guide, tcp, udp_and_ping, by_relay, policy, peers_come_and_go, ends, without_ipv6)}
 
 if __name__ == "__main__":
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
