@@ -20,6 +20,7 @@
 #include "module_relay.h"
 #include "tcp/cc.h"
 #include "tcp/stack.h"
+#include "udp/geneve.h"
 
 enum {
     TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX,
@@ -325,10 +326,11 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
     case MN_EV_KEYS:
         return Py_BuildValue("(iy#i)", kind, key, key_len, (int)ev->what);
     case MN_EV_PEER_RECV:
-        return Py_BuildValue("(iy#y#iii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port, (int)ev->region,
-                             (int)ev->what);
+        return Py_BuildValue("(iy#y#iiii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port,
+                             (int)ev->remote.vni, (int)ev->region, (int)ev->what);
     case MN_EV_SEND_ERROR:
-        return Py_BuildValue("(iy#ii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->err);
+        return Py_BuildValue("(iy#iii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->remote.vni,
+                             (int)ev->err);
     case MN_EV_LINK_READY:
     case MN_EV_LINK_DATA:
         return Py_BuildValue("(iKy#)", kind, req, data, len);
@@ -540,7 +542,7 @@ static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 /* ---- commands made of plain fields ---- */
 
 /* Read one argument into the field that `letter` names:
- *   r request  k key  i address  I address or b"" for any  p port  g region  m path mode  n number  b packet */
+ *   r request  k key  i address  I address or b"" for any  p port  v VNI  g region  m path mode  n number  b packet */
 static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
 {
     char *p = NULL;
@@ -564,9 +566,10 @@ static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
     long number = PyLong_AsLong(arg);
     if (PyErr_Occurred() != NULL)
         return -1;
-    if (number < 0 || number > (letter == 'm' ? MN_MODES - 1 : 65535)) {
+    if (number < 0 || number > (letter == 'm' ? MN_MODES - 1 : letter == 'v' ? MN_GENEVE_VNI_MAX : 65535)) {
         PyErr_Format(PyExc_ValueError, "%ld is no %s", number,
                      letter == 'p'   ? "port"
+                     : letter == 'v' ? "VNI"
                      : letter == 'g' ? "relay region"
                      : letter == 'm' ? "path mode"
                                      : "number of 0..65535");
@@ -574,6 +577,8 @@ static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
     }
     if (letter == 'p')
         cmd->ep.port = (uint16_t)number;
+    else if (letter == 'v')
+        cmd->ep.vni = (uint32_t)number;
     else if (letter == 'g')
         cmd->region = (uint16_t)number;
     else if (letter == 'm')
@@ -615,7 +620,7 @@ static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kin
     }
 COMMAND(remove_peer, MN_CMD_REMOVE_PEER, "k")
 COMMAND(kick, MN_CMD_KICK, "k")
-COMMAND(set_path, MN_CMD_SET_PATH, "kIpgm")
+COMMAND(set_path, MN_CMD_SET_PATH, "kIpvgm")
 COMMAND(inject, MN_CMD_INJECT, "gkb")
 COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
 COMMAND(rebind, MN_CMD_REBIND, "")

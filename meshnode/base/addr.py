@@ -19,13 +19,16 @@ TAILNET_V6 = IPv6Network("fd7a:115c:a1e0::/48")
 
 
 class Endpoint(NamedTuple):
-    """An IP address and a port. `str` brackets IPv6, as URLs do."""
+    """An IP address and a port, or a leg of a peer relay there. `str` brackets IPv6, as URLs do."""
 
     ip: IP
     port: int
+    vni: int = 0
+    """The virtual network of a peer relay at this address that leads to one peer; 0: the address itself."""
 
     def __str__(self) -> str:
-        return f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
+        text = f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"
+        return f"{text}:vni:{self.vni}" if self.vni else text
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:

@@ -34,9 +34,9 @@ EV_STUN: Final = 8
 EV_PEER_SEND: Final = 9
 """(kind, peer_key, wanted): data was sent; wanted 1: there is no path at all"""
 EV_PEER_RECV: Final = 10
-"""(kind, peer_key, ip, port, region, what): an authenticated packet; what: WHAT_*"""
+"""(kind, peer_key, ip, port, vni, region, what): an authenticated packet; what: WHAT_*"""
 EV_SEND_ERROR: Final = 11
-"""(kind, ip, port, errno)"""
+"""(kind, ip, port, vni, errno)"""
 EV_HANDSHAKE: Final = 12
 """(kind, peer_key, ok): 1 session up, 0 gave up"""
 EV_PING: Final = 13
@@ -91,7 +91,7 @@ class Engine:
         roams: bool = False,
     ) -> None: ...
     def remove_peer(self, key: bytes, /) -> None: ...
-    def set_path(self, key: bytes, ip: bytes, port: int, region: int, mode: int, /) -> None: ...
+    def set_path(self, key: bytes, ip: bytes, port: int, vni: int, region: int, mode: int, /) -> None: ...
     def set_filter(self, blob: bytes, /) -> None:
         """Raises ValueError when the blob is not well formed; the filter in force stays."""
 

@@ -113,8 +113,8 @@ class Engine:
         """(peer, wanted): data was sent; wanted: there is no path at all."""
         self.on_peer_recv: Callable[[NodePublic, Endpoint | None, int, int], None] | None = None
         """(peer, direct endpoint or None, relay region or 0, what): an authenticated packet arrived."""
-        self.on_send_error: Callable[[IP, int, int], None] | None = None
-        """(ip, port, errno). ECONNREFUSED: an ICMP error, a hint that anybody may forge."""
+        self.on_send_error: Callable[[Endpoint, int], None] | None = None
+        """(to, errno). ECONNREFUSED: an ICMP error, a hint that anybody may forge."""
         self.on_handshake: Callable[[NodePublic, bool], None] | None = None
         """(peer, session is up)"""
         self.on_tun_lost: Callable[[int], None] | None = None
@@ -242,9 +242,12 @@ class Engine:
         self._native.remove_peer(key.raw)
 
     def set_path(self, key: NodePublic, direct: Endpoint | None, region: int, mode: int) -> None:
-        """Where this peer's packets go: PATH_DIRECT, PATH_RELAY, PATH_BOTH or PATH_NONE."""
-        ip, port = (direct.ip.packed, direct.port) if direct else (b"\0\0\0\0", 0)
-        self._native.set_path(key.raw, ip, port, region, mode)
+        """Where this peer's packets go: PATH_DIRECT, PATH_RELAY, PATH_BOTH or PATH_NONE.
+
+        direct: its own address, or the leg of a peer relay (`vni`).
+        """
+        ip, port, vni = (direct.ip.packed, direct.port, direct.vni) if direct else (b"\0\0\0\0", 0, 0)
+        self._native.set_path(key.raw, ip, port, vni, region, mode)
 
     def set_filter(self, blob: bytes) -> None:
         """Replace the packet filter (netmap.rules compiles it). ValueError: malformed, the old one stays."""
@@ -572,14 +575,14 @@ class Engine:
         if self.on_peer_send is not None:
             self.on_peer_send(self._key(key), bool(wanted))
 
-    def _on_peer_recv(self, key: bytes, ip: bytes, port: int, region: int, what: int) -> None:
+    def _on_peer_recv(self, key: bytes, ip: bytes, port: int, vni: int, region: int, what: int) -> None:
         if self.on_peer_recv is not None:
-            direct = Endpoint(from_packed(ip), port) if port else None
+            direct = Endpoint(from_packed(ip), port, vni) if port else None
             self.on_peer_recv(self._key(key), direct, region, what)
 
-    def _on_send_error(self, ip: bytes, port: int, number: int) -> None:
+    def _on_send_error(self, ip: bytes, port: int, vni: int, number: int) -> None:
         if self.on_send_error is not None:
-            self.on_send_error(from_packed(ip), port, number)
+            self.on_send_error(Endpoint(from_packed(ip), port, vni), number)
 
     def _on_handshake(self, key: bytes, ok: int) -> None:
         if self.on_handshake is not None:

@@ -149,9 +149,8 @@ class Discovery(Speaker):
             self._note_route(known, RegionId(region))
         self._perform(known, self._path(known).on_recv(direct, What(what), self._clock.now()))
 
-    def on_send_error(self, ip: IP, port: int, number: int) -> None:
+    def on_send_error(self, endpoint: Endpoint, number: int) -> None:
         """The system refused a datagram."""
-        endpoint = Endpoint(ip, port)
         self._counters["send_errors"] += 1
         for known, path in self._awake():
             if endpoint in path.candidates:

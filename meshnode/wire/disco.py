@@ -173,6 +173,8 @@ def _parse_body(kind: int, version: int, reader: Reader) -> Message | None:
     if kind in (BIND, BIND_CHALLENGE, BIND_ANSWER):
         vni, generation = reader.u32(), reader.u32()
         return Bind(kind, vni, generation, DiscoPublic(reader.take(32)), reader.take(CHALLENGE_LEN))
+    if version != VERSION:
+        return None  # of a layout we do not know
     if kind == CALL_ME_MAYBE_VIA:
         return CallMeMaybeVia(_take_block(reader))
     if kind == ALLOCATE_REQUEST:

@@ -35,6 +35,7 @@
     X(rx_unknown)                                                                                                      \
     X(rx_disco)                                                                                                        \
     X(rx_stun)                                                                                                         \
+    X(rx_relayed) /* WireGuard by a peer relay */                                                                      \
     X(rx_no_peer)                                                                                                      \
     X(rx_roamed)                                                                                                       \
     X(rx_ecn_drops)                                                                                                    \

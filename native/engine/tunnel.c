@@ -7,6 +7,7 @@
 
 #include "../ip/ecn.h"
 #include "../udp/classify.h"
+#include "../udp/geneve.h"
 #include "internal.h"
 #include "tell.h"
 
@@ -209,7 +210,7 @@ static void on_heard(void *ctx, uint32_t peer, const struct mn_path *from)
 static void on_roamed(void *ctx, uint32_t peer, const struct mn_path *from)
 {
     struct mn_peer *p = peer_of(ctx, peer);
-    if (p == NULL || from->region != 0 || (goes_direct(p) && mn_ep_equal(&p->direct, &from->ep)))
+    if (p == NULL || from->region != 0 || from->ep.vni != 0 || (goes_direct(p) && mn_ep_equal(&p->direct, &from->ep)))
         return;
     p->direct = from->ep;
     p->source = ((struct mn_engine *)ctx)->tunnel.local;
@@ -336,6 +337,19 @@ static void open_message(struct mn_engine *e, const struct mn_path *from, uint8_
     }
 }
 
+/* What a peer relay handed on, if it is of the kind wanted. Any relay may: WireGuard proves who wrote it, and the path
+ * to answer by is for Python to know. */
+static bool open_relayed(struct mn_engine *e, const struct mn_ep *relay, uint8_t *data, size_t len, bool handshakes)
+{
+    struct mn_path from = {.ep = *relay};
+    uint8_t *msg = data + MN_GENEVE_LEN;
+    if ((msg[0] != 4) != handshakes)
+        return false;
+    from.ep.vni = mn_geneve_vni(data);
+    open_message(e, &from, msg, len - MN_GENEVE_LEN);
+    return true;
+}
+
 /* One pass over a super-buffer's datagrams: data and the rare rest, or the handshakes that were left. Data goes first:
  * a flood of handshakes must not delay it. */
 static unsigned read_pass(struct mn_engine *e, const struct mn_sock_rx *rx, bool handshakes)
@@ -349,6 +363,8 @@ static unsigned read_pass(struct mn_engine *e, const struct mn_sock_rx *rx, bool
         if (handshakes) {
             if (class == MN_CLASS_WG_HANDSHAKE)
                 open_message(e, &from, p, len);
+            else if (class == MN_CLASS_RELAYED_WG)
+                open_relayed(e, &rx->from, p, len, true);
             continue;
         }
         switch (class) {
@@ -358,6 +374,11 @@ static unsigned read_pass(struct mn_engine *e, const struct mn_sock_rx *rx, bool
         case MN_CLASS_WG_HANDSHAKE:
             left++;
             break;
+        case MN_CLASS_RELAYED_WG:
+            e->stats.rx_relayed++;
+            left += !open_relayed(e, &rx->from, p, len, false);
+            break;
+        case MN_CLASS_RELAYED_DISCO:
         case MN_CLASS_DISCO:
             e->stats.rx_disco++;
             mn_tell_datagram(e, MN_EV_DISCO, &rx->from, p, len);

@@ -77,7 +77,7 @@ static void forge(struct world *w, struct bytes *b)
     }
     struct world_packet copy = *p;
     uint8_t *d = copy.data + (v.ip_len - v.l4_len);
-    struct mn_ep from = {v.src, mn_load16(d)}, to = {v.dst, mn_load16(d + 2)};
+    struct mn_ep from = {.ip = v.src, .port = mn_load16(d)}, to = {.ip = v.dst, .port = mn_load16(d + 2)};
     touch(w, &from, &to);
     w->is_forged = true;
     for (uint8_t n = next(b) % 4U + 1U; n > 0; n--) {
@@ -112,7 +112,7 @@ static void flood(struct world *w, uint8_t n, struct bytes *b)
 {
     static uint8_t pkts[64][128];
     struct world_side *to = &w->side[next(b) % 2], *from = &w->side[1 - to->index];
-    struct mn_ep src = {from->ip4, 0}, dst = {to->ip4, WORLD_PORT};
+    struct mn_ep src = {.ip = from->ip4, .port = 0}, dst = {.ip = to->ip4, .port = WORLD_PORT};
     struct mn_segment g = {
         .flags = MN_TCP_SYN, .mss = 1240, .wnd = 65535, .wscale = 7, .may_sack = true, .has_ts = true};
     w->is_forged = true;

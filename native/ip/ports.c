@@ -56,7 +56,7 @@ int mn_ports_open(struct mn_ports *t, const struct mn_ip *ip, uint16_t port, uin
         return err;
     struct mn_port *p = &t->slots[at];
     uint16_t *bucket = &t->buckets[port % MN_PORTS_BUCKETS];
-    p->local = (struct mn_ep){*ip, port};
+    p->local = (struct mn_ep){.ip = *ip, .port = port};
     p->generation++;
     p->id = ((uint32_t)p->generation << 16) | (at + 1);
     p->next = *bucket;

@@ -12,10 +12,11 @@ struct mn_ip {
     uint8_t b[16];
 };
 
-/* Port 0: none. */
+/* Port 0: none. vni: the leg of a peer relay at that address (udp/geneve.h); 0: the address itself. */
 struct mn_ep {
     struct mn_ip ip;
     uint16_t port;
+    uint32_t vni;
 };
 
 /* Where a WireGuard message goes or came from: region != 0 is the relay of that region (ep unused), else UDP at ep. */
@@ -68,7 +69,7 @@ static inline bool mn_ip_in_prefix(const struct mn_ip *a, const struct mn_ip *pr
 
 static inline bool mn_ep_equal(const struct mn_ep *a, const struct mn_ep *b)
 {
-    return a->port == b->port && mn_ip_equal(&a->ip, &b->ip);
+    return a->port == b->port && a->vni == b->vni && mn_ip_equal(&a->ip, &b->ip);
 }
 
 static inline bool mn_path_equal(const struct mn_path *a, const struct mn_path *b)

@@ -211,9 +211,9 @@ int mn_tcp_addrs(const struct mn_stack *s, uint32_t conn, struct mn_ep *local, s
         return -EBADF;
     const struct mn_tuple *t = &c->node.tuple;
     if (local != NULL)
-        *local = (struct mn_ep){t->local, t->lport};
+        *local = (struct mn_ep){.ip = t->local, .port = t->lport};
     if (remote != NULL)
-        *remote = (struct mn_ep){t->remote, t->rport};
+        *remote = (struct mn_ep){.ip = t->remote, .port = t->rport};
     if (peer != NULL)
         *peer = c->peer;
     return 0;

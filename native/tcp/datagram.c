@@ -158,7 +158,7 @@ static bool take_tcp_error(struct mn_stack *s, const struct mn_icmp *m, const st
 static bool take_udp_error(struct mn_stack *s, const struct mn_icmp *m, const struct mn_icmp_quote *q)
 {
     struct mn_flow_key k = {q->src, q->dst, q->sport, q->dport};
-    struct mn_ep to = {q->dst, q->dport};
+    struct mn_ep to = {.ip = q->dst, .port = q->dport};
     if (!mn_stack_is_own(s, &q->dst) && !mn_flows_is_live(&s->flows, &k, s->now))
         return false;
     const struct mn_port *u = mn_ports_find(&s->udp, &q->src, q->sport);
@@ -239,7 +239,7 @@ void mn_stack_input_udp(struct mn_stack *s, uint32_t peer, const struct mn_packe
             s->stats.drop_malformed++;
         return;
     }
-    struct mn_ep from = {p->src, u.sport}, to = {p->dst, u.dport};
+    struct mn_ep from = {.ip = p->src, .port = u.sport}, to = {.ip = p->dst, .port = u.dport};
     struct mn_flow_key k = {p->dst, p->src, u.dport, u.sport};
     const struct mn_port *port = mn_ports_find(&s->udp, &p->dst, u.dport);
     if (peer != MN_PEER_SELF && !mn_stack_admit_udp(s, &k, port != NULL))

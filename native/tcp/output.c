@@ -105,7 +105,7 @@ static int cut_segment(struct mn_stack *s, struct mn_conn *c, const struct mn_cu
 int mn_tcp_emit(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g)
 {
     int err = 0;
-    struct mn_ep from = {t->local, t->lport}, to = {t->remote, t->rport};
+    struct mn_ep from = {.ip = t->local, .port = t->lport}, to = {.ip = t->remote, .port = t->rport};
     uint8_t *out = mn_stack_begin(s, &t->remote, MN_IP6_HEADER + MN_TCP_MAX_HEADER, &err);
     if (out == NULL)
         return -err;

@@ -163,7 +163,7 @@ static void run(uint64_t bytes, bool v6)
     start(&a, &b, 1, v6);
     start(&b, &a, 2, v6);
     uint32_t listener;
-    struct mn_ep to = {b.ip, 80};
+    struct mn_ep to = {.ip = b.ip, .port = 80};
     CHECK_INT(mn_tcp_listen(b.s, NULL, 80, 0, &listener), 0);
     CHECK_INT(mn_tcp_connect(a.s, &to, NULL, &a.conn, a.now), 0);
     uint64_t began = clock_ns(), now = began;

@@ -316,7 +316,7 @@ static bool read_command(struct app *a)
     unsigned port;
     unsigned long long bytes;
     uint32_t conn;
-    struct mn_ep to = {mn_ip_from4((const uint8_t[4]){100, 64, 0, 2}), 0};
+    struct mn_ep to = {.ip = mn_ip_from4((const uint8_t[4]){100, 64, 0, 2}), .port = 0};
     if (fgets(line, sizeof line, stdin) == NULL)
         return false;
     if (sscanf(line, "connect %u %llu", &port, &bytes) != 2)

@@ -348,8 +348,8 @@ static inline void rig_ip_in(struct rig *r, const uint8_t *pkt, size_t len)
 /* Write the segment g with its data into out; returns the length. */
 static inline size_t rig_build(struct rig *r, uint8_t *out, const struct mn_segment *g)
 {
-    struct mn_ep from = {r->v6 ? r->peer6 : r->peer4, g->sport != 0 ? g->sport : RIG_PEER_PORT};
-    struct mn_ep to = {r->v6 ? r->own6 : r->own4, g->dport != 0 ? g->dport : RIG_PORT};
+    struct mn_ep from = {.ip = r->v6 ? r->peer6 : r->peer4, .port = g->sport != 0 ? g->sport : RIG_PEER_PORT};
+    struct mn_ep to = {.ip = r->v6 ? r->own6 : r->own4, .port = g->dport != 0 ? g->dport : RIG_PORT};
     size_t n = mn_segment_write(out, &from, &to, g);
     if (g->len == 0)
         return n;
@@ -484,7 +484,7 @@ static inline struct rig_flow rig_accept(struct rig *r, struct rig_open o)
 /* We open: SYN out, nothing answered yet. */
 static inline struct rig_flow rig_connect(struct rig *r)
 {
-    struct mn_ep to = {r->v6 ? r->peer6 : r->peer4, RIG_PEER_PORT};
+    struct mn_ep to = {.ip = r->v6 ? r->peer6 : r->peer4, .port = RIG_PEER_PORT};
     struct rig_flow f = {.them = 9000, .peer_port = RIG_PEER_PORT};
     CHECK_INT(mn_tcp_connect(r->s, &to, NULL, &r->conn, r->now), 0);
     CHECK(rig_take(r));

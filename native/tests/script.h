@@ -517,7 +517,7 @@ static inline void script_segment(struct script *x, char *at, struct script_line
 static inline void script_put(struct script *x, const struct mn_segment *g)
 {
     uint8_t *out = x->batch[x->batched];
-    struct mn_ep from = {script_ip(x, 2), g->sport}, to = {script_ip(x, 1), g->dport};
+    struct mn_ep from = {.ip = script_ip(x, 2), .port = g->sport}, to = {.ip = script_ip(x, 1), .port = g->dport};
     size_t n = mn_segment_write(out, &from, &to, g), ip = mn_packet_header_len(&to.ip);
     if (n + g->len > SCRIPT_MTU)
         script_fail(x, "the segment is too long");
@@ -826,7 +826,7 @@ static inline void script_state(struct script *x, char **at)
 
 static inline void script_connect(struct script *x)
 {
-    struct mn_ep to = {script_ip(x, 2), x->flow->port};
+    struct mn_ep to = {.ip = script_ip(x, 2), .port = x->flow->port};
     script_start(x);
     int err = mn_tcp_connect(x->s, &to, NULL, &x->flow->conn, x->now);
     if (err != 0)

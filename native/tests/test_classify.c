@@ -66,6 +66,38 @@ static void test_stun(void)
     CHECK_INT(mn_classify(buf, 32), MN_CLASS_UNKNOWN);
 }
 
+/* A Geneve header in front of `inner`. */
+static enum mn_class behind(uint16_t protocol, uint8_t flags, uint32_t vni, const uint8_t *inner, size_t len)
+{
+    uint8_t buf[256] = {0, flags, (uint8_t)(protocol >> 8), (uint8_t)protocol};
+    buf[4] = (uint8_t)(vni >> 16);
+    buf[5] = (uint8_t)(vni >> 8);
+    buf[6] = (uint8_t)vni;
+    memcpy(buf + 8, inner, len);
+    return mn_classify(buf, len + 8);
+}
+
+static void test_behind_a_peer_relay(void)
+{
+    uint8_t disco[200] = {0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac}, data[200] = {4}, initiation[200] = {1};
+    CHECK_INT(behind(0x7a11, 0, 1, disco, 100), MN_CLASS_RELAYED_DISCO);
+    CHECK_INT(behind(0x7a11, 0x80, 0xffffff, disco, 100), MN_CLASS_RELAYED_DISCO);
+    CHECK_INT(behind(0x7a12, 0, 1, data, 100), MN_CLASS_RELAYED_WG);
+    CHECK_INT(behind(0x7a12, 0, 1, data, 32), MN_CLASS_RELAYED_WG);
+    CHECK_INT(behind(0x7a12, 0, 1, initiation, 148), MN_CLASS_RELAYED_WG);
+    CHECK_INT(behind(0x7a12, 0x80, 1, data, 100), MN_CLASS_UNKNOWN); /* data is not for the relay itself */
+    CHECK_INT(behind(0x7a12, 0, 0, data, 100), MN_CLASS_UNKNOWN);
+    CHECK_INT(behind(0x7a12, 0, 1, data, 31), MN_CLASS_UNKNOWN);
+    CHECK_INT(behind(0x7a12, 0, 1, initiation, 147), MN_CLASS_UNKNOWN);
+    CHECK_INT(behind(0x7a12, 0, 1, disco, 100), MN_CLASS_UNKNOWN);
+    CHECK_INT(behind(0x7a11, 0, 1, data, 100), MN_CLASS_UNKNOWN);
+    CHECK_INT(behind(0x7a11, 0x40, 1, disco, 100), MN_CLASS_UNKNOWN);
+    CHECK_INT(behind(0x6558, 0, 1, disco, 100), MN_CLASS_UNKNOWN);
+    uint8_t with_options[108] = {1, 0, 0x7a, 0x11, 0, 0, 1};
+    memcpy(with_options + 8, disco, 100);
+    CHECK_INT(mn_classify(with_options, 108), MN_CLASS_UNKNOWN);
+}
+
 static void test_short_and_random(void)
 {
     uint64_t seed = 1;
@@ -88,6 +120,7 @@ int main(void)
     RUN(test_reserved_bytes_are_zero);
     RUN(test_disco);
     RUN(test_stun);
+    RUN(test_behind_a_peer_relay);
     RUN(test_short_and_random);
     return 0;
 }

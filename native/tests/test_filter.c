@@ -388,7 +388,7 @@ static void test_jailed(void)
         CHECK_INT(r.seen_packet.proto, MN_PROTO_TSMP);
     rig_connected_flow(&r, false);
     CHECK_INT(mn_udp_open(r.s, NULL, 5353, &udp), 0);
-    struct mn_ep to = {r.peer4, 53}, from = {r.own4, 5353};
+    struct mn_ep to = {.ip = r.peer4, .port = 53}, from = {.ip = r.own4, .port = 5353};
     CHECK_INT(mn_udp_send(r.s, udp, NULL, &to, (const uint8_t *)"q", 1, r.now), 0);
     rig_take(&r);
     rig_ip_in(&r, blob, mn_udp_write(blob, &to, &from, (const uint8_t *)"a", 1));

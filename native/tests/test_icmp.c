@@ -114,7 +114,8 @@ static void test_ping_to_self(void)
 
 static size_t udp(struct rig *r, uint8_t *pkt, uint16_t port)
 {
-    struct mn_ep from = {r->v6 ? r->peer6 : r->peer4, 999}, to = {r->v6 ? r->own6 : r->own4, port};
+    struct mn_ep from = {.ip = r->v6 ? r->peer6 : r->peer4, .port = 999},
+                 to = {.ip = r->v6 ? r->own6 : r->own4, .port = port};
     return mn_udp_write(pkt, &from, &to, (const uint8_t *)"hello", 5);
 }
 
@@ -273,7 +274,7 @@ static void test_fragments(void)
     uint32_t id;
     rig_start(&r);
     CHECK_INT(mn_udp_open(r.s, NULL, 5353, &id), 0);
-    struct mn_ep from = {r.peer4, 4444}, to = {r.own4, 5353};
+    struct mn_ep from = {.ip = r.peer4, .port = 4444}, to = {.ip = r.own4, .port = 5353};
     for (size_t i = 0; i < sizeof data; i++)
         data[i] = (uint8_t)(i * 7);
     size_t n = mn_udp_write(pkt, &from, &to, data, sizeof data);

@@ -22,7 +22,8 @@ static void segment_in(struct rig *r, uint16_t port, uint8_t flags)
 static void udp_in(struct rig *r, uint16_t from_port, uint16_t to_port)
 {
     uint8_t pkt[RIG_MTU];
-    struct mn_ep from = {r->v6 ? r->peer6 : r->peer4, from_port}, to = {r->v6 ? r->own6 : r->own4, to_port};
+    struct mn_ep from = {.ip = r->v6 ? r->peer6 : r->peer4, .port = from_port},
+                 to = {.ip = r->v6 ? r->own6 : r->own4, .port = to_port};
     rig_ip_in(r, pkt, mn_udp_write(pkt, &from, &to, (const uint8_t *)"x", 1));
 }
 
@@ -39,7 +40,8 @@ static void kernel_sends_udp(struct rig *r, uint16_t from_port, uint16_t to_port
 {
     uint8_t pkt[RIG_MTU];
     struct mn_packet p;
-    struct mn_ep from = {r->v6 ? r->own6 : r->own4, from_port}, to = {r->v6 ? r->peer6 : r->peer4, to_port};
+    struct mn_ep from = {.ip = r->v6 ? r->own6 : r->own4, .port = from_port},
+                 to = {.ip = r->v6 ? r->peer6 : r->peer4, .port = to_port};
     CHECK_INT(mn_packet_parse(&p, pkt, mn_udp_write(pkt, &from, &to, (const uint8_t *)"x", 1)), 0);
     mn_stack_kernel_sent(r->s, &p, r->now);
 }
@@ -136,7 +138,7 @@ static void error_in(struct rig *r, uint16_t our_port, uint16_t their_port)
 {
     uint8_t ours[RIG_MTU], pkt[RIG_MTU];
     struct mn_packet p;
-    struct mn_ep from = {r->own4, our_port}, to = {r->peer4, their_port};
+    struct mn_ep from = {.ip = r->own4, .port = our_port}, to = {.ip = r->peer4, .port = their_port};
     CHECK_INT(mn_packet_parse(&p, ours, mn_udp_write(ours, &from, &to, (const uint8_t *)"x", 1)), 0);
     rig_ip_in(r, pkt, mn_icmp_write_error(pkt, sizeof pkt, MN_ICMP_PORT_UNREACHABLE, &p));
 }
@@ -153,7 +155,7 @@ static void test_errors_find_their_flow(void)
     error_in(&r, 5353, 53);
     CHECK_INT(r.kernels, 1);
     CHECK_INT(mn_udp_open(r.s, NULL, 7000, &udp), 0);
-    struct mn_ep to = {r.peer4, 53};
+    struct mn_ep to = {.ip = r.peer4, .port = 53};
     CHECK_INT(mn_udp_send(r.s, udp, NULL, &to, (const uint8_t *)"q", 1, r.now), 0);
     CHECK(rig_take(&r));
     error_in(&r, 7000, 53); /* about a flow here */
@@ -173,7 +175,7 @@ static size_t fragment(uint8_t *pkt, size_t len, uint16_t at, bool more)
 static void fragment_in(struct rig *r, uint16_t to_port, uint16_t at, bool more)
 {
     uint8_t pkt[RIG_MTU], data[104] = {0};
-    struct mn_ep from = {r->peer4, 999}, to = {r->own4, to_port};
+    struct mn_ep from = {.ip = r->peer4, .port = 999}, to = {.ip = r->own4, .port = to_port};
     rig_ip_in(r, pkt, fragment(pkt, mn_udp_write(pkt, &from, &to, data, sizeof data), at, more));
 }
 

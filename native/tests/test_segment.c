@@ -5,9 +5,10 @@
 static const struct mn_ep *ep(int i, bool v6)
 {
     static struct mn_ep e[2][2];
-    e[0][i] = (struct mn_ep){mn_ip_from4((const uint8_t[4]){100, 64, 0, (uint8_t)(1 + i)}), (uint16_t)(1000 + i)};
-    e[1][i] =
-        (struct mn_ep){mn_ip_from6((const uint8_t[16]){0xfd, 0x7a, [15] = (uint8_t)(1 + i)}), (uint16_t)(1000 + i)};
+    e[0][i] = (struct mn_ep){.ip = mn_ip_from4((const uint8_t[4]){100, 64, 0, (uint8_t)(1 + i)}),
+                             .port = (uint16_t)(1000 + i)};
+    e[1][i] = (struct mn_ep){.ip = mn_ip_from6((const uint8_t[16]){0xfd, 0x7a, [15] = (uint8_t)(1 + i)}),
+                             .port = (uint16_t)(1000 + i)};
     return &e[v6][i];
 }
 

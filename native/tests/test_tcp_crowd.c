@@ -280,7 +280,7 @@ static void run_for(struct crowd *w, uint64_t ns)
 static void open_many(struct crowd *w, int n, uint64_t to_write)
 {
     struct side *d = &w->side[0];
-    struct mn_ep to = {w->side[1].ip, PORT};
+    struct mn_ep to = {.ip = w->side[1].ip, .port = PORT};
     for (int i = 0; i < n; i++) {
         uint32_t conn;
         CHECK_INT(mn_tcp_connect(d->s, &to, NULL, &conn, w->now), 0);

@@ -715,7 +715,7 @@ static void test_syn_waits_for_a_buffer(void)
 {
     struct rig r;
     rig_start(&r);
-    struct mn_ep to = {r.peer4, RIG_PEER_PORT};
+    struct mn_ep to = {.ip = r.peer4, .port = RIG_PEER_PORT};
     r.no_buffer = true;
     CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), 0);
     rig_advance(&r, 5 * MN_MS);

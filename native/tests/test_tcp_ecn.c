@@ -85,7 +85,7 @@ static bool agreed_after(uint8_t mode, uint8_t answer)
     struct rig r;
     struct mn_stack_config cfg = {.ecn = mode};
     rig_start_with(&r, &cfg);
-    struct mn_ep to = {r.peer4, RIG_PEER_PORT};
+    struct mn_ep to = {.ip = r.peer4, .port = RIG_PEER_PORT};
     CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), 0);
     CHECK(rig_take(&r));
     CHECK_INT(r.seen.flags, mode == MN_ECN_ASK ? S | E | W : S);
@@ -113,7 +113,7 @@ static void test_a_lost_syn_is_repeated_without(void)
     struct rig r;
     struct mn_stack_config cfg = {.ecn = MN_ECN_ASK};
     rig_start_with(&r, &cfg);
-    struct mn_ep to = {r.peer4, RIG_PEER_PORT};
+    struct mn_ep to = {.ip = r.peer4, .port = RIG_PEER_PORT};
     CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), 0);
     CHECK(rig_take(&r));
     rig_advance(&r, MN_SECOND + MN_MS);

@@ -118,11 +118,11 @@ static void test_connect_without_route(void)
 {
     struct rig r;
     rig_start(&r);
-    struct mn_ep to = {mn_ip_from4((const uint8_t[4]){100, 64, 9, 9}), 80};
+    struct mn_ep to = {.ip = mn_ip_from4((const uint8_t[4]){100, 64, 9, 9}), .port = 80};
     CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), -EHOSTUNREACH);
     to.ip = mn_ip_from4((const uint8_t[4]){224, 0, 0, 1});
     CHECK_INT(mn_tcp_connect(r.s, &to, NULL, &r.conn, r.now), -EINVAL);
-    to = (struct mn_ep){r.peer4, 80};
+    to = (struct mn_ep){.ip = r.peer4, .port = 80};
     CHECK_INT(mn_tcp_connect(r.s, &to, &r.peer4, &r.conn, r.now), -EADDRNOTAVAIL);
     CHECK_INT(mn_tcp_connect(r.s, &to, &r.own6, &r.conn, r.now), -EINVAL);
     rig_stop(&r);

@@ -103,7 +103,8 @@ static void start(unsigned merge)
         memcpy(upsert.key, e[1 - side]->tunnel.own_key, 32);
         push(side, upsert);
         memcpy(path.key, upsert.key, 32);
-        path.ep = (struct mn_ep){mn_ip_from4((const uint8_t[4]){127, 0, 0, 1}), e[1 - side]->socks.port[MN_SOCK_V4]};
+        path.ep = (struct mn_ep){.ip = mn_ip_from4((const uint8_t[4]){127, 0, 0, 1}),
+                                 .port = e[1 - side]->socks.port[MN_SOCK_V4]};
         push(side, path);
         attach(side, merge);
     }

@@ -4,13 +4,14 @@
 static void send_in(struct rig *r, uint16_t from, uint16_t to, const char *text)
 {
     uint8_t pkt[RIG_MTU];
-    struct mn_ep a = {r->v6 ? r->peer6 : r->peer4, from}, b = {r->v6 ? r->own6 : r->own4, to};
+    struct mn_ep a = {.ip = r->v6 ? r->peer6 : r->peer4, .port = from},
+                 b = {.ip = r->v6 ? r->own6 : r->own4, .port = to};
     rig_ip_in(r, pkt, mn_udp_write(pkt, &a, &b, (const uint8_t *)text, strlen(text)));
 }
 
 static struct mn_ep peer_at(const struct rig *r, uint16_t port)
 {
-    return (struct mn_ep){r->v6 ? r->peer6 : r->peer4, port};
+    return (struct mn_ep){.ip = r->v6 ? r->peer6 : r->peer4, .port = port};
 }
 
 static void test_both_ways(void)
@@ -90,7 +91,8 @@ static void test_checksum_zero(void)
     rig_start(&r);
     CHECK_INT(mn_udp_open(r.s, NULL, 53, &udp), 0);
     for (int v6 = 0; v6 < 2; v6++) {
-        struct mn_ep a = {v6 != 0 ? r.peer6 : r.peer4, 1}, b = {v6 != 0 ? r.own6 : r.own4, 53};
+        struct mn_ep a = {.ip = v6 != 0 ? r.peer6 : r.peer4, .port = 1},
+                     b = {.ip = v6 != 0 ? r.own6 : r.own4, .port = 53};
         size_t n = mn_udp_write(pkt, &a, &b, (const uint8_t *)"x", 1);
         mn_store16(pkt + mn_packet_header_len(&a.ip) + 6, 0);
         rig_ip_in(&r, pkt, n);
@@ -98,7 +100,7 @@ static void test_checksum_zero(void)
     CHECK_INT(r.udps, 1); /* none means none in IPv4, and is forbidden in IPv6 */
     CHECK_INT(mn_stack_stats(r.s)->drop_checksum, 1);
     /* A sum that comes out as zero is sent as ones. */
-    struct mn_ep a = {r.peer4, 1}, b = {r.own4, 53};
+    struct mn_ep a = {.ip = r.peer4, .port = 1}, b = {.ip = r.own4, .port = 53};
     for (uint32_t v = 0; v < 65536; v++) {
         uint8_t data[2];
         mn_store16(data, v);
@@ -203,7 +205,7 @@ static void test_errors_reach_the_flow(void)
     CHECK_INT(r.udp_id, udp);
     CHECK_INT(r.err, ECONNREFUSED);
     /* About something we never sent: not believed. */
-    struct mn_ep from = {r.own4, 5353}, never = peer_at(&r, 54);
+    struct mn_ep from = {.ip = r.own4, .port = 5353}, never = peer_at(&r, 54);
     uint8_t fake[64];
     struct mn_packet p;
     CHECK_INT(mn_packet_parse(&p, fake, mn_udp_write(fake, &from, &never, (const uint8_t *)"q", 1)), 0);
@@ -221,7 +223,7 @@ static void test_to_self(void)
     rig_deny_all(&r);
     CHECK_INT(mn_udp_open(r.s, NULL, 1000, &a), 0);
     CHECK_INT(mn_udp_open(r.s, NULL, 2000, &b), 0);
-    struct mn_ep to = {r.own4, 2000};
+    struct mn_ep to = {.ip = r.own4, .port = 2000};
     CHECK_INT(mn_udp_send(r.s, a, NULL, &to, (const uint8_t *)"me", 2, r.now), 0);
     mn_stack_flush(r.s, r.now);
     CHECK_INT(r.udps, 1);

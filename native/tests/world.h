@@ -524,7 +524,7 @@ static inline void world_stop(struct world *w)
 static inline int world_connect(struct world *w, int from, int to, bool v6, uint64_t to_write)
 {
     struct world_side *d = &w->side[from], *o = &w->side[to];
-    struct mn_ep remote = {v6 ? o->ip6 : o->ip4, WORLD_PORT};
+    struct mn_ep remote = {.ip = v6 ? o->ip6 : o->ip4, .port = WORLD_PORT};
     uint32_t conn;
     struct world_end *e = world_end_new(d, 0);
     e->to_write = to_write;

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "geneve.h"
+
 enum {
     WG_INITIATION_LEN = 148,
     WG_RESPONSE_LEN = 92,
@@ -40,13 +42,34 @@ static int is_stun(const uint8_t *p, size_t len)
     return attributes % 4 == 0 && attributes == len - STUN_HEADER;
 }
 
+static int is_disco(const uint8_t *p, size_t len)
+{
+    return len >= DISCO_MIN && memcmp(p, disco_magic, sizeof disco_magic) == 0;
+}
+
+static int is_wireguard(const uint8_t *p, size_t len)
+{
+    return len >= WG_DATA_MIN && p[1] == 0 && p[2] == 0 && p[3] == 0 && classify_wireguard(p, len) != MN_CLASS_UNKNOWN;
+}
+
+/* WireGuard carries no control bit: that is between a relay and its client alone. */
+static enum mn_class classify_relayed(const uint8_t *p, size_t len)
+{
+    unsigned protocol = mn_geneve_protocol(p, len);
+    if (protocol == MN_GENEVE_WIREGUARD && p[1] == 0 && is_wireguard(p + MN_GENEVE_LEN, len - MN_GENEVE_LEN))
+        return MN_CLASS_RELAYED_WG;
+    if (protocol == MN_GENEVE_DISCO && is_disco(p + MN_GENEVE_LEN, len - MN_GENEVE_LEN))
+        return MN_CLASS_RELAYED_DISCO;
+    return MN_CLASS_UNKNOWN;
+}
+
 enum mn_class mn_classify(const uint8_t *p, size_t len)
 {
     if (len < STUN_HEADER)
         return MN_CLASS_UNKNOWN;
     if (p[1] == 0 && p[2] == 0 && p[3] == 0)
         return classify_wireguard(p, len);
-    if (len >= DISCO_MIN && memcmp(p, disco_magic, sizeof disco_magic) == 0)
+    if (is_disco(p, len))
         return MN_CLASS_DISCO;
-    return is_stun(p, len) ? MN_CLASS_STUN : MN_CLASS_UNKNOWN;
+    return is_stun(p, len) ? MN_CLASS_STUN : classify_relayed(p, len);
 }

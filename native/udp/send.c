@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "control.h"
+#include "geneve.h"
 #include "sockaddr.h"
 #include "sockets.h"
 
@@ -272,10 +273,18 @@ static unsigned segs_max(const struct mn_socks *s)
     return s->config.gso == MN_GSO_NEVER_EQUAL ? MN_SOCK_SEGS_MAX - 1 : MN_SOCK_SEGS_MAX;
 }
 
+/* What stands before each datagram of a run, in every segment anew. */
+static size_t head_of(const struct mn_ep *to)
+{
+    return to->vni != 0 ? MN_GENEVE_LEN : 0;
+}
+
 uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source, size_t need)
 {
     int family = mn_ip_is4(&to->ip) ? MN_SOCK_V4 : MN_SOCK_V6;
+    size_t head = head_of(to);
     s->reserved_at = NULL;
+    need += head;
     if (s->fd[family] < 0 || need > bytes_max(s))
         return NULL;
     int found = find_run(s, to);
@@ -286,7 +295,9 @@ uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, const struc
     }
     s->reserved = fits ? (unsigned)found : open_run(s, to, source);
     s->reserved_at = run_base(s, s->reserved) + s->runs[s->reserved].len;
-    return s->reserved_at;
+    if (head > 0)
+        mn_geneve_put(s->reserved_at, to->vni);
+    return s->reserved_at + head;
 }
 
 void mn_sock_commit(struct mn_socks *s, size_t len, uint8_t ecn)
@@ -296,6 +307,7 @@ void mn_sock_commit(struct mn_socks *s, size_t len, uint8_t ecn)
     uint8_t *at = s->reserved_at;
     struct mn_sock_run *run = &s->runs[s->reserved];
     s->reserved_at = NULL;
+    len += head_of(&run->to);
     if (run->count > 0 && (len > run->seg || ecn != run->ecn)) { /* sizes never grow, one ECN: to a run of its own */
         struct mn_ep to = run->to;
         struct mn_ip source = run->source;

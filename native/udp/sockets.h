@@ -148,8 +148,9 @@ unsigned mn_sock_drain_errors(struct mn_socks *s, int family);
 /* Read what is there without waiting; returns how many super-buffers, 0 when nothing waits. */
 int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_RX_MAX]);
 
-/* Room for one datagram of at most `need` bytes (<= MN_SOCK_BYTES_MAX) from `source` (all zero: whichever); NULL: no
- * socket of that family. A reserve without a commit changes nothing. */
+/* Room for one datagram of at most `need` bytes (<= MN_SOCK_BYTES_MAX, less MN_GENEVE_LEN by a peer relay) from
+ * `source` (all zero: whichever); NULL: no socket of that family. What goes by a peer relay is WireGuard, and gets its
+ * header here. A reserve without a commit changes nothing. */
 uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source, size_t need);
 /* The datagram at the last reserve is `len` long, carries these ECN bits and goes out with the next flush. */
 void mn_sock_commit(struct mn_socks *s, size_t len, uint8_t ecn);

@@ -271,13 +271,13 @@ def test_one_bad_callback_does_not_cost_the_next_event() -> None:
             engine,
             native,
             (_native.EV_DISCO, THERE.packed, 5, b"x"),
-            (_native.EV_PEER_RECV, KEY, THERE.packed, 41641, 0, _native.WHAT_DATA),
-            (_native.EV_PEER_RECV, KEY, bytes(16), 0, 9, _native.WHAT_KEEPALIVE),
+            (_native.EV_PEER_RECV, KEY, THERE.packed, 41641, 7, 0, _native.WHAT_DATA),
+            (_native.EV_PEER_RECV, KEY, bytes(16), 0, 0, 9, _native.WHAT_KEEPALIVE),
             (_native.EV_LOST, 3),
         )
         assert isinstance(failures[0]["exception"], ZeroDivisionError)
         peer = NodePublic(KEY)
-        assert heard == [(peer, Endpoint(THERE, 41641), 0, 1), (peer, None, 9, 0)]
+        assert heard == [(peer, Endpoint(THERE, 41641, vni=7), 0, 1), (peer, None, 9, 0)]
         assert engine.lost_count == 3
 
     run(work)
@@ -288,10 +288,12 @@ def test_commands_are_packed() -> None:
         peer = NodePublic(KEY)
         engine.set_path(peer, Endpoint(ip_address("fd00::1"), 9), 3, _native.PATH_BOTH)
         engine.set_path(peer, None, 3, _native.PATH_RELAY)
+        engine.set_path(peer, Endpoint(THERE, 40000, vni=7), 3, _native.PATH_DIRECT)
         engine.inject(3, peer, b"data")
         assert native.calls == [
-            ("set_path", KEY, ip_address("fd00::1").packed, 9, 3, 3),
-            ("set_path", KEY, bytes(4), 0, 3, 2),
+            ("set_path", KEY, ip_address("fd00::1").packed, 9, 0, 3, 3),
+            ("set_path", KEY, bytes(4), 0, 0, 3, 2),
+            ("set_path", KEY, THERE.packed, 40000, 7, 3, 1),
             ("inject", 3, KEY, b"data"),
         ]
 

@@ -81,6 +81,11 @@ def test_another_version() -> None:
     assert disco.parse_message(pong[:1] + b"\x01" + pong[2:]) == disco.Pong(TXID, V4)
     call = disco.emit_message(disco.CallMeMaybe((V4,)))
     assert disco.parse_message(call[:1] + b"\x01" + call[2:]) == disco.CallMeMaybe(())
+    bind = disco.Bind(disco.BIND_CHALLENGE, 5, 6, KEYS[0], bytes(32))
+    assert disco.parse_message(b"\x05\x01" + disco.emit_message(bind)[2:]) == bind
+    for message in (disco.CallMeMaybeVia(BLOCK), disco.AllocateRequest(KEYS[:2], 1), disco.AllocateResponse(1, BLOCK)):
+        plain = disco.emit_message(message)
+        assert disco.parse_message(plain[:1] + b"\x01" + plain[2:]) is None
 
 
 def test_unknown_types_pass_by() -> None:
