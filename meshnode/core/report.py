@@ -42,6 +42,11 @@ class NetReport:
 
     at: Seconds = Seconds(0.0)
     """Loop time of its end."""
+    duration_s: float = 0.0
+    is_full: bool = False
+    """Every region was asked, not only the nearest."""
+    stun_sent: int = 0
+    """STUN requests that left. 0: no relay of the map answers STUN, so that `udp` says nothing."""
     udp: bool = False
     """A STUN answer came, over either family."""
     ipv4: bool = False

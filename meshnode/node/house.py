@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshnode import __version__
 from meshnode.base.errors import EngineError, ListenError, MeshError, NameNotFound, StateError
 from meshnode.base.keys import DiscoPrivate, DiscoPublic
-from meshnode.control.client import ControlClient, ControlConfig, Keys
+from meshnode.control.client import ControlClient, ControlConfig, Keys, Phase
 from meshnode.control.hostinfo import gather
 from meshnode.engine.engine import Engine
 from meshnode.netmap.model import Netmap
@@ -83,8 +83,11 @@ class House:
         self._start_relays()
         await asyncio.sleep(0)
         self._start_paths(disco)
+        self.reach.start()
+        self._rooms.callback(self.reach.close)
         self.wiring.introduce()
         self.reach.refresh()
+        self._scope.spawn(self.reach.netcheck.run(), "netcheck")
         self._scope.spawn(self.reach.watch(), "endpoints")
         self._scope.spawn(keeper.keep_saving(), "state")
         self._scope.spawn(self._keep_floor(), "floor")
@@ -136,7 +139,14 @@ class House:
         )
         self._rooms.push_async_callback(self.pool.aclose)
         report = self.wiring.on_home
-        self.home = HomeKeeper(choose=self.pool.set_home, report=report, preferred=state.home_region)
+        self.home = HomeKeeper(
+            choose=self.pool.set_home,
+            report=report,
+            connect=self.pool.connect,
+            is_told=lambda: self.control.state.phase is Phase.RUNNING,
+            clock=self.clock,
+            preferred=state.home_region,
+        )
         self._rooms.callback(self.home.close)
 
     def _start_paths(self, disco: DiscoPrivate) -> None:

@@ -94,6 +94,10 @@ class Wiring:
             self._set_interface(netmap)
         self._node.on_netmap(netmap)
         house.netmap.publish(netmap)
+        if is_first or changes.relays_changed:
+            house.reach.on_map()
+        elif changes.added and len(changes.added) == len(netmap.peers):
+            house.reach.on_first_peer()
         self._broadcast.publish(NetmapChanged(netmap, changes))
         if is_first:
             own = netmap.self_node
@@ -175,7 +179,9 @@ class Wiring:
             self._house.discovery.relay_up(region)
         elif state.value == "down":
             self._house.discovery.relay_down(region)
-        self._house.home.on_relay(region, is_connected)
+        self._house.home.on_relay(region, is_connected, is_over=state.value in ("down", "closed"))
+        if state.value == "down":
+            self._house.reach.on_relay_lost()
         _log.info("relay", region=region, state=state.value, home=region == self._house.home.region)
         self._broadcast.publish(RelayChanged(region, is_connected, region == self._house.home.region))
 

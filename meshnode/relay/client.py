@@ -114,6 +114,11 @@ class RelayClient:
         """Whether a packet would leave at once."""
         return self.state is RelayState.CONNECTED
 
+    @property
+    def heard_at(self) -> float | None:
+        """Loop time of the last frame; None while not connected."""
+        return self._link.heard_at if self._link is not None else None
+
     # --- what the pool wants ---
 
     def send(self, target: bytes, data: bytes, *, urgent: bool) -> None:
@@ -144,6 +149,11 @@ class RelayClient:
             return
         if self._task is None or self._task.done():
             self._task = self._scope.spawn(self._run(), f"region {self.region.id}")
+
+    def ask(self) -> None:
+        """Ask the relay for a sign of life."""
+        if self._link is not None:
+            self._link.ask()
 
     def retry_now(self) -> None:
         """The link changed: do not wait out a delay."""

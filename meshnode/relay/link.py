@@ -277,10 +277,21 @@ class Link(asyncio.Protocol):
         """Smoothed round trip to the relay, from our pings; None before the first."""
         return self._pulse.srtt
 
+    @property
+    def heard_at(self) -> float:
+        """Loop time of the last frame."""
+        return self._pulse.heard_at
+
     def ping(self) -> None:
         """Ask for a sign of life."""
         self._pulse.note_ping(self._clock.now())
         self.put_urgent(derp.emit_frame(derp.PING, self._clock.entropy(derp.PING_LEN)))
+
+    def ask(self) -> None:
+        """Ask now, whatever the pulse had in mind."""
+        if self._phase is Phase.OPEN:
+            self.ping()
+            self._arm_pulse()
 
     def _arm_pulse(self) -> None:
         if self._pulse_timer is not None:

@@ -101,10 +101,36 @@ class RelayPool:
         self._home = region
         for each, client in self._clients.items():
             if each != region:
+                if client.is_home:
+                    # Peers that have not heard of the move send there: it stays for as long as an idle one does.
+                    client.written_at = self._clock.now()
                 client.set_home(False)
         home = self._open(region)
         if home is not None:
             home.set_home(True)
+
+    def connect(self, region: RegionId) -> None:
+        """Try a region once beside the home; if it answers it stays until it is idle."""
+        client = self._open(region)
+        if client is not None:
+            client.written_at = self._clock.now()
+            client.open()
+
+    def ask(self, region: RegionId) -> None:
+        """Ask a connected region's relay for a sign of life; `heard_at` shows it."""
+        client = self._clients.get(region)
+        if client is not None:
+            client.ask()
+
+    def heard_at(self, region: RegionId) -> float | None:
+        """Loop time of the last frame from that region; None while it is not connected."""
+        client = self._clients.get(region)
+        return client.heard_at if client is not None else None
+
+    @property
+    def options(self) -> DialOptions:
+        """How relays are reached, for who asks them something else."""
+        return self._options
 
     def on_link_change(self) -> None:
         """Addresses changed: waiting connections dial now."""

@@ -127,6 +127,10 @@ class Discovery(Speaker):
         for known, path in self._awake():
             self._perform(known, path.on_own_endpoints(self._clock.now()))
 
+    def forget_own(self, vanished: Iterable[IP]) -> None:
+        """These addresses are ours no longer; who was told of them is not told again."""
+        self._own.forget(set(vanished))
+
     # --- what the engine says ---
 
     def on_send(self, peer: NodePublic, wanted: bool) -> None:
