@@ -170,8 +170,8 @@ class Engine:
         """Bind the UDP sockets and start the thread. OSError if no socket binds (EADDRINUSE: port taken).
 
         timestamp_floor: the last handshake timestamp of an earlier run, from `last_timestamp`.
-        congestion: how TCP shares a path: "cubic" (RFC 9438, the default) or "newreno" (RFC 5681), to compare with;
-        ValueError for any other.
+        congestion: how TCP shares a path: "forbearing" (the default: CUBIC that bears losses too sparse to be a full
+        queue's), "cubic" (RFC 9438) or "newreno" (RFC 5681), to compare with; ValueError for any other.
         gso, gro: as in `set_offloads`.
         tcp_memory: bytes that all TCP connections together may hold, at least 1 MiB; 0: 256 MiB or an eighth of the
         machine's memory, whichever is less. Beyond three quarters of it windows shrink and no peer gets more than an

@@ -15,10 +15,18 @@
  */
 #define SHORT_WINDOW (1U << 20)
 #define SHORT_QUEUE_NS 1000000ULL
+/* Losses that are borne: one in fifty, as BBR version 3 bears, and two more, for one of the first few segments says
+ * little. */
+#define BORNE_SHARE 50
+#define BORNE_MORE 2
+#define SPAN_SEGMENTS 500
+/* A round trip longer by less than this has met no queue to speak of. */
+#define QUEUE_SHIFT 5
+#define QUEUE_LEAST_NS 500000ULL
 
 const struct mn_cc_ops *mn_cc_find(const char *name)
 {
-    static const struct mn_cc_ops *const known[] = {&mn_cc_cubic, &mn_cc_newreno};
+    static const struct mn_cc_ops *const known[] = {&mn_cc_forbearing, &mn_cc_cubic, &mn_cc_newreno};
     if (name == NULL)
         return known[0];
     for (size_t i = 0; i < sizeof known / sizeof known[0]; i++)
@@ -82,6 +90,26 @@ bool mn_cc_is_used(const struct mn_cc *cc)
 bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack)
 {
     return cc->cwnd >= SHORT_WINDOW && mn_cc_is_short(cc) && ack->srtt_ns > cc->path.min_ns + SHORT_QUEUE_NS;
+}
+
+void mn_cc_count(struct mn_cc *cc, uint32_t delivered, uint32_t lost)
+{
+    struct mn_cc_tally *t = &cc->tally;
+    t->delivered += delivered;
+    t->lost += lost;
+    if (t->delivered >= (uint64_t)SPAN_SEGMENTS * cc->mss)
+        *t = (struct mn_cc_tally){.last_delivered = t->delivered, .last_lost = t->lost};
+}
+
+bool mn_cc_is_sparse(const struct mn_cc *cc)
+{
+    const struct mn_cc_tally *t = &cc->tally;
+    const struct mn_cc_path *p = &cc->path;
+    uint64_t delivered = t->delivered + t->last_delivered, lost = t->lost + t->last_lost;
+    uint64_t least = 1000ULL * (p->round_min_us != 0 ? p->round_min_us : p->last_min_us);
+    if (delivered == 0 || p->min_ns < SHORT_RTT_NS || least > p->min_ns + (p->min_ns >> QUEUE_SHIFT) + QUEUE_LEAST_NS)
+        return false;
+    return lost * BORNE_SHARE <= delivered + (uint64_t)BORNE_MORE * BORNE_SHARE * cc->mss;
 }
 
 /* Twice the window per round trip while it may double in one, 1.2 times after: enough to find room that appears, little

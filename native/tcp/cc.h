@@ -34,6 +34,9 @@ struct mn_cc_ops {
     const char *name;
     void (*start)(struct mn_cc *cc);
     void (*on_ack)(struct mn_cc *cc, const struct mn_cc_ack *ack); /* outside fast recovery */
+    /* True: the losses so far say nothing of a full queue; the window is kept while they are repaired, on_ack goes on,
+     * and on_loss is not called. Asked again at every further loss. NULL: never. */
+    bool (*stands)(const struct mn_cc *cc);
     void (*on_loss)(struct mn_cc *cc, uint32_t flight, uint64_t now_ns);
     void (*on_mark)(struct mn_cc *cc, uint32_t flight, uint64_t now_ns); /* ECN: at most once per round trip */
     void (*on_recovered)(struct mn_cc *cc, uint64_t now_ns);
@@ -76,18 +79,24 @@ struct mn_cc_path {
     uint32_t round_end;
 };
 
+/* How much of what was sent is lost: bytes of this span and of the last. */
+struct mn_cc_tally {
+    uint64_t delivered, lost, last_delivered, last_lost;
+};
+
 struct mn_cc {
     const struct mn_cc_ops *ops;
     uint32_t mss, cwnd, ssthresh;          /* bytes */
     uint32_t before_cwnd, before_ssthresh; /* the last reduction's, for undo; 0: nothing to undo */
     struct mn_cc_path path;
+    struct mn_cc_tally tally;
     union { /* the algorithm's */
         struct mn_reno reno;
         struct mn_cubic cubic;
     } own;
 };
 
-extern const struct mn_cc_ops mn_cc_newreno, mn_cc_cubic;
+extern const struct mn_cc_ops mn_cc_newreno, mn_cc_cubic, mn_cc_forbearing;
 
 /* NULL: the default. Returns NULL for a name nobody has. */
 const struct mn_cc_ops *mn_cc_find(const char *name);
@@ -101,6 +110,10 @@ bool mn_cc_is_short(const struct mn_cc *cc); /* so short that it is never paced 
 bool mn_cc_is_used(const struct mn_cc *cc);
 /* True if what the ACK says of the path is that more in flight would only wait at its end. */
 bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack);
+/* loss.c's: so many bytes more were delivered, or found lost. */
+void mn_cc_count(struct mn_cc *cc, uint32_t delivered, uint32_t lost);
+/* True if losses are few and no queue is there that could have dropped them: a radio's, not congestion's. */
+bool mn_cc_is_sparse(const struct mn_cc *cc);
 uint64_t mn_cc_pace_window(const struct mn_cc *cc, uint64_t srtt_ns);
 void mn_cc_remember(struct mn_cc *cc);
 bool mn_cc_restore(struct mn_cc *cc); /* false: there is nothing to undo */

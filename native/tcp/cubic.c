@@ -219,15 +219,10 @@ static void undo(struct mn_cc *cc, uint64_t now_ns)
         q->stage = q->before;
 }
 
-const struct mn_cc_ops mn_cc_cubic = {
-    .name = "cubic",
-    .start = start,
-    .on_ack = on_ack,
-    .on_loss = on_loss,
-    .on_mark = on_mark,
-    .on_recovered = on_recovered,
-    .on_timeout = on_timeout,
-    .on_idle = on_idle,
-    .undo = undo,
-    .pacing_rate = mn_cc_pace_window,
-};
+#define CUBIC                                                                                                          \
+    .start = start, .on_ack = on_ack, .on_loss = on_loss, .on_mark = on_mark, .on_recovered = on_recovered,            \
+    .on_timeout = on_timeout, .on_idle = on_idle, .undo = undo, .pacing_rate = mn_cc_pace_window
+
+const struct mn_cc_ops mn_cc_cubic = {.name = "cubic", CUBIC};
+/* The same, with losses borne that are no sign of a full queue. */
+const struct mn_cc_ops mn_cc_forbearing = {.name = "forbearing", CUBIC, .stands = mn_cc_is_sparse};

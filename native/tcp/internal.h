@@ -408,6 +408,12 @@ static inline void mn_conn_heard(const struct mn_stack *s, struct mn_conn *c)
     c->keep_probes = 0;
 }
 
+/* In fast recovery for losses that the window answered. */
+static inline bool mn_loss_is_reducing(const struct mn_conn *c)
+{
+    return c->loss.in_recovery && !c->loss.is_standing;
+}
+
 static inline uint32_t mn_conn_unread(const struct mn_conn *c)
 {
     return c->rcv.nxt - c->rcv.read - (c->rcv.fin_taken ? 1 : 0);

@@ -23,7 +23,7 @@ uint32_t mn_loss_flight(const struct mn_conn *c)
 
 uint32_t mn_loss_window(const struct mn_conn *c)
 {
-    return c->loss.in_recovery ? c->loss.window : c->cc.cwnd;
+    return mn_loss_is_reducing(c) ? c->loss.window : c->cc.cwnd;
 }
 
 /* What the sender had in use: the bytes out, but no more than it was allowed. Selective acknowledgements let more bytes
@@ -50,7 +50,7 @@ static void undo(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_loss *l = &c->loss;
     s->stats.tcp_undone++;
-    l->may_undo = l->in_recovery = l->in_timeout = l->is_forced = false;
+    l->may_undo = l->in_recovery = l->is_standing = l->in_timeout = l->is_forced = false;
     l->has_reordering = true;
     l->dupacks = l->dup_bytes = 0;
     c->rtt.backoff = 0;
@@ -146,7 +146,10 @@ static bool detect(struct mn_stack *s, struct mn_conn *c)
             mn_conn_set_timer(s, c, MN_T_REORDER, k->sent_at + wait);
             break;
         }
-        any |= k->unit <= c->snd.mss; /* one that was too large on trial says nothing of congestion */
+        if (k->unit <= c->snd.mss) { /* one that was too large on trial says nothing of congestion */
+            any = true;
+            mn_cc_count(&c->cc, 0, k->len);
+        }
         mn_sent_lose(s, c, id);
     }
     return any;
@@ -176,13 +179,27 @@ static void grant(struct mn_conn *c, uint32_t delivered, bool is_safe)
     l->window = pipe + send;
 }
 
+static bool may_stand(const struct mn_conn *c)
+{
+    return c->may_sack && c->cc.ops->stands != NULL && c->cc.ops->stands(&c->cc);
+}
+
+/* At the first loss, and at each further one of a recovery in which the window stands. */
 static void enter_recovery(struct mn_stack *s, struct mn_conn *c, uint32_t delivered)
 {
     struct mn_loss *l = &c->loss;
-    s->stats.tcp_fast_retransmits++;
+    bool is_first = !l->in_recovery;
+    s->stats.tcp_fast_retransmits += is_first;
+    l->in_recovery = true;
+    l->is_standing = may_stand(c);
+    if (l->is_standing) {
+        s->stats.tcp_losses_borne += is_first;
+        l->recover = is_first ? c->snd.nxt : l->recover;
+        l->may_undo = l->probe_out = false;
+        return;
+    }
     start_undo(c);
     c->cc.ops->on_loss(&c->cc, used_window(c), s->now);
-    l->in_recovery = true;
     l->owes_cwr = c->ecn_on;
     l->recover = c->snd.nxt;
     l->prr_delivered = l->prr_out = 0;
@@ -195,9 +212,9 @@ static void enter_recovery(struct mn_stack *s, struct mn_conn *c, uint32_t deliv
 static void leave_recovery(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_loss *l = &c->loss;
-    if (l->in_recovery)
+    if (mn_loss_is_reducing(c))
         c->cc.ops->on_recovered(&c->cc, s->now);
-    l->in_recovery = l->in_timeout = l->is_forced = false;
+    l->in_recovery = l->is_standing = l->in_timeout = l->is_forced = false;
     if (l->reorder_rounds > 0 && --l->reorder_rounds == 0)
         l->reorder_factor = 1;
 }
@@ -264,7 +281,9 @@ static void judge_probe(struct mn_stack *s, struct mn_conn *c, const struct mn_a
     if (!l->probe_out || mn_seq_lt(c->snd.una, l->probe_end))
         return;
     bool is_repair = l->probe_is_copy && !n->has_dsack && mn_seq_lt(l->probe_end, c->snd.una);
-    if (is_repair) {
+    if (is_repair)
+        mn_cc_count(&c->cc, 0, c->snd.mss);
+    if (is_repair && !may_stand(c)) {
         c->cc.ops->on_loss(&c->cc, used_window(c), s->now);
         c->cc.ops->on_recovered(&c->cc, s->now);
     }
@@ -281,6 +300,7 @@ static void sample_rate(struct mn_stack *s, struct mn_conn *c, const struct mn_d
     if (d->bytes == 0)
         return;
     l->delivered += d->bytes;
+    mn_cc_count(&c->cc, d->bytes, 0);
     if (l->app_limited_until != 0 && l->delivered > l->app_limited_until)
         l->app_limited_until = 0;
     if (d->has_newest && d->rate_at != 0 && s->now > d->rate_at) {
@@ -296,7 +316,8 @@ static void grow(struct mn_stack *s, struct mn_conn *c, const struct mn_ack_news
 {
     /* Out of order may mean lost: no reason to send more, unless the path is known to reorder. */
     bool is_in_order = c->snd.una != n->before;
-    if (n->arrived.bytes == 0 || (!is_in_order && !(c->may_sack && c->loss.has_reordering)))
+    bool is_welcome = is_in_order || c->loss.is_standing || (c->may_sack && c->loss.has_reordering);
+    if (n->arrived.bytes == 0 || !is_welcome)
         return;
     struct mn_cc_ack a = {
         .bytes = n->arrived.bytes,
@@ -330,7 +351,7 @@ static void draw_along(struct mn_conn *c)
 void mn_loss_on_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segment *g, struct mn_ack_news *n)
 {
     struct mn_loss *l = &c->loss;
-    bool was_recovering = l->in_recovery, found = false, advances = c->snd.una != n->before;
+    bool was_reducing = mn_loss_is_reducing(c), found = false, advances = c->snd.una != n->before;
     if (n->has_dsack && take_dsack(c, n)) {
         undo(s, c);
     } else if (is_from_original(c, g, n)) {
@@ -350,11 +371,11 @@ void mn_loss_on_ack(struct mn_stack *s, struct mn_conn *c, const struct mn_segme
     else if (advances)
         found = count_partial(s, c, n);
     sample_rate(s, c, &n->arrived);
-    if (found && !l->in_recovery && !l->in_timeout)
+    if (found && !mn_loss_is_reducing(c) && !l->in_timeout)
         enter_recovery(s, c, n->arrived.bytes);
-    if (l->in_recovery)
+    if (mn_loss_is_reducing(c))
         grant(c, n->arrived.bytes, advances && !found);
-    else if (!was_recovering)
+    else if (!was_reducing)
         grow(s, c, n);
     draw_along(c);
 }
@@ -363,9 +384,9 @@ void mn_loss_on_reorder_timer(struct mn_stack *s, struct mn_conn *c)
 {
     if (!detect(s, c))
         return;
-    if (!c->loss.in_recovery && !c->loss.in_timeout)
+    if (!mn_loss_is_reducing(c) && !c->loss.in_timeout)
         enter_recovery(s, c, 0);
-    if (c->loss.in_recovery)
+    if (mn_loss_is_reducing(c))
         grant(c, 0, false);
     mn_conn_mark(s, c);
 }
@@ -373,7 +394,7 @@ void mn_loss_on_reorder_timer(struct mn_stack *s, struct mn_conn *c)
 void mn_loss_on_timeout(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_loss *l = &c->loss;
-    bool is_first = c->rtt.backoff == 0 && !l->in_recovery; /* of this loss, and not within a reduction */
+    bool is_first = c->rtt.backoff == 0 && !mn_loss_is_reducing(c); /* of this loss, and not within a reduction */
     const struct mn_sent *t = &c->sent;
     if (is_first)
         start_undo(c);
@@ -387,7 +408,7 @@ void mn_loss_on_timeout(struct mn_stack *s, struct mn_conn *c)
     mn_sent_lose_old(s, c, by);
     l->dupacks = l->dup_bytes = 0;
     l->recover = c->snd.nxt;
-    l->in_recovery = l->probe_out = false;
+    l->in_recovery = l->is_standing = l->probe_out = false;
     l->in_timeout = l->is_forced = true;
     l->owes_cwr = c->ecn_on;
     c->due[MN_T_REORDER] = MN_DEADLINE_NONE;
@@ -402,7 +423,7 @@ void mn_loss_on_mark(struct mn_stack *s, struct mn_conn *c)
     l->is_marked = l->owes_cwr = true;
     l->mark_edge = c->snd.nxt;
     s->stats.tcp_ecn_marks++;
-    if (l->in_recovery || l->in_timeout)
+    if (mn_loss_is_reducing(c) || l->in_timeout)
         return;
     c->cc.ops->on_mark(&c->cc, used_window(c), s->now);
     l->may_undo = false;

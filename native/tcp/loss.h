@@ -14,6 +14,7 @@ struct mn_segment;
 struct mn_loss {
     uint32_t recover; /* recovery ends when this is acknowledged; drawn along with una outside of it */
     bool in_recovery; /* fast recovery */
+    bool is_standing; /* with the window kept: what was lost is repaired, and says nothing of congestion */
     bool in_timeout;  /* repairing what was out when the timer ran out */
     bool is_forced;   /* one segment may leave whatever the windows say */
     /* RACK: the segment sent last among those that arrived */

@@ -470,7 +470,7 @@ static bool is_paced(const struct mn_conn *c, uint64_t rate)
 {
     const struct mn_send *d = &c->snd;
     bool is_bulk = c->sent.lost > 0 || !mn_seq_lt(d->end, d->nxt + d->mss);
-    return rate != 0 && is_bulk && c->cc.cwnd > PACE_WINDOW * d->mss && !c->loss.is_forced && !c->loss.in_recovery;
+    return rate != 0 && is_bulk && c->cc.cwnd > PACE_WINDOW * d->mss && !c->loss.is_forced && !mn_loss_is_reducing(c);
 }
 
 void mn_tcp_output(struct mn_stack *s, struct mn_conn *c)

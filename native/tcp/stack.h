@@ -85,7 +85,7 @@ struct mn_stack_config {
     uint32_t max_time_wait; /* 32768 */
     uint32_t rcvbuf_max;    /* 8 MiB: the largest window, 840 Mb/s at 80 ms */
     uint32_t sndbuf_max;    /* 8 MiB: what is in flight, as rcvbuf_max */
-    const char *cc;         /* congestion control: "cubic"; "newreno" */
+    const char *cc;         /* congestion control: "forbearing", the default; "cubic"; "newreno" */
     uint8_t ecn;            /* enum mn_ecn_mode */
     uint64_t memory_max;    /* 256 MiB for what all connections hold; at least 1 MiB */
 };
@@ -210,6 +210,7 @@ int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint1
     X(tcp_retransmits)                                                                                                 \
     X(tcp_timeouts)                                                                                                    \
     X(tcp_fast_retransmits)                                                                                            \
+    X(tcp_losses_borne)                                                                                                \
     X(tcp_black_holes)                                                                                                 \
     X(tcp_ecn_marks)                                                                                                   \
     X(tcp_undone)                                                                                                      \

@@ -106,7 +106,9 @@ static inline void link_ack(struct link *l, struct link_flow *f)
         f->in_recovery = false;
         f->cc.ops->on_recovered(&f->cc, l->now);
     }
-    if (!f->in_recovery && (lost > 0 || is_marked)) {
+    mn_cc_count(&f->cc, LINK_SEGMENT, lost * LINK_SEGMENT);
+    bool stands = !is_marked && f->cc.ops->stands != NULL && f->cc.ops->stands(&f->cc);
+    if (!f->in_recovery && ((lost > 0 && !stands) || is_marked)) {
         (lost > 0 ? f->cc.ops->on_loss : f->cc.ops->on_mark)(&f->cc, flight * LINK_SEGMENT, l->now);
         f->in_recovery = true;
         f->recover = f->nxt;

@@ -299,7 +299,9 @@ static inline void rig_start_with(struct rig *r, const struct mn_stack_config *c
         .ping_reply = rig_ping_reply,
         .to_kernel = rig_to_kernel,
     };
-    r->s = mn_stack_create(&ops, cfg, r->now);
+    struct mn_stack_config filled = cfg != NULL ? *cfg : (struct mn_stack_config){0};
+    filled.cc = filled.cc != NULL ? filled.cc : "cubic"; /* every loss has its answer */
+    r->s = mn_stack_create(&ops, &filled, r->now);
     CHECK(r->s != NULL && r->out != NULL && r->data != NULL);
     struct mn_ip own[2] = {r->own4, r->own6};
     CHECK_INT(mn_stack_set_addresses(r->s, own, 2), 0);

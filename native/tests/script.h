@@ -262,6 +262,7 @@ static inline void script_start(struct script *x)
     };
     if (x->cfg.mtu == 0)
         x->cfg.mtu = 1280;
+    x->cfg.cc = x->cfg.cc != NULL ? x->cfg.cc : "cubic"; /* every loss has its answer */
     x->s = mn_stack_create(&ops, &x->cfg, x->now);
     CHECK(x->s != NULL);
     struct mn_ip own = script_ip(x, 1);

@@ -10,7 +10,8 @@ enum {
 
 static void test_names(void)
 {
-    CHECK(mn_cc_find(NULL) == &mn_cc_cubic);
+    CHECK(mn_cc_find(NULL) == &mn_cc_forbearing);
+    CHECK(mn_cc_find("forbearing") == &mn_cc_forbearing);
     CHECK(mn_cc_find("cubic") == &mn_cc_cubic);
     CHECK(mn_cc_find("newreno") == &mn_cc_newreno);
     CHECK(mn_cc_find("bbr") == NULL && mn_cc_find("") == NULL);
@@ -326,6 +327,64 @@ static void test_cubic_lives_with_reno(void)
     link_stop(&l);
 }
 
+/* ---- losses that no queue explains ---- */
+
+/* The path of a flow whose losses are one in so many, with round trips of so long beside a shortest of 40 ms. */
+static bool bears(uint32_t one_in, uint64_t rtt)
+{
+    struct mn_cc cc;
+    mn_cc_start(&cc, &mn_cc_forbearing, 1000);
+    struct mn_cc_ack a = {.bytes = 1000, .flight = 10000, .min_rtt_ns = 40 * MS, .srtt_ns = 40 * MS, .rtt_ns = rtt};
+    for (uint32_t i = 0; i < 3000; i++) {
+        a.una = i * 1000;
+        a.nxt = a.una + 10000;
+        cc.ops->on_ack(&cc, &a);
+        mn_cc_count(&cc, 1000, i % one_in == one_in - 1 ? 1000 : 0);
+    }
+    return cc.ops->stands(&cc);
+}
+
+static void test_sparse_losses_are_borne(void)
+{
+    CHECK(bears(100, 40 * MS) && bears(60, 41 * MS));
+    CHECK(!bears(20, 40 * MS));  /* too many */
+    CHECK(!bears(100, 43 * MS)); /* a queue */
+    CHECK(!bears(100, 80 * MS));
+    struct mn_cc cc;
+    mn_cc_start(&cc, &mn_cc_forbearing, 1000);
+    CHECK(!cc.ops->stands(&cc)); /* nothing is known of the path */
+    CHECK(mn_cc_cubic.stands == NULL && mn_cc_newreno.stands == NULL);
+}
+
+/* Beside CUBIC in queues of one bandwidth-delay product down to a fifteenth: each has its share. */
+static void test_forbearing_lives_with_cubic(void)
+{
+    const uint64_t queues[] = {250000, 125000, 62500, 16000};
+    for (size_t q = 0; q < 4; q++) {
+        struct link l;
+        link_start(&l, 50000000, queues[q]);
+        l.is_paced = true;
+        uint64_t since[4];
+        for (int i = 0; i < 4; i++)
+            link_add(&l, i % 2 == 0 ? &mn_cc_forbearing : &mn_cc_cubic, 40 * MS, (uint64_t)i * 100 * MS);
+        link_run(&l, 20 * SECOND);
+        for (int i = 0; i < 4; i++)
+            since[i] = l.flow[i].delivered;
+        link_run(&l, 100 * SECOND);
+        double ours = 0, cubic = 0;
+        uint64_t lost = 0;
+        for (int i = 0; i < 4; i++) {
+            *(i % 2 == 0 ? &ours : &cubic) += link_rate(&l.flow[i], since[i], 100 * SECOND);
+            lost += l.flow[i].lost;
+        }
+        printf("  queue %" PRIu64 ": forbearing %.1f, cubic %.1f of 50 Mb/s, %" PRIu64 " lost\n", queues[q], ours / 1e6,
+               cubic / 1e6, lost);
+        CHECK(ours + cubic > 0.85 * 50e6);
+        CHECK(ours < 1.5 * cubic && cubic < 1.5 * ours);
+        link_stop(&l);
+    }
+}
+
 int main(void)
 {
     RUN(test_names);
@@ -342,5 +401,7 @@ int main(void)
     RUN(test_one_flow_fills_the_link);
     RUN(test_cubic_is_fair_to_itself);
     RUN(test_cubic_lives_with_reno);
+    RUN(test_sparse_losses_are_borne);
+    RUN(test_forbearing_lives_with_cubic);
     return 0;
 }

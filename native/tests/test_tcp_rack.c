@@ -45,9 +45,9 @@ static void ack(struct rig *r, const struct rig_flow *f, struct says w)
 }
 
 /* A connection on a path of RTT_MS with a measured round trip; ten segments of it are out when it returns. */
-static struct rig_flow start(struct rig *r, uint32_t segments, uint32_t base)
+static struct rig_flow start_with(struct rig *r, const char *cc, uint32_t segments, uint32_t base)
 {
-    rig_start(r);
+    rig_start_with(r, &(struct mn_stack_config){.cc = cc});
     struct rig_flow f = rig_accept(r, (struct rig_open){.mss = MSS, .sack = true, .wscale = 7});
     struct mn_conn *c = block(r);
     if (base != 0) {
@@ -65,6 +65,11 @@ static struct rig_flow start(struct rig *r, uint32_t segments, uint32_t base)
     rig_write(r, g_bytes, segments * MSS);
     CHECK_INT(drain(r), segments < 10 ? segments : 10);
     return f;
+}
+
+static struct rig_flow start(struct rig *r, uint32_t segments, uint32_t base)
+{
+    return start_with(r, "cubic", segments, base);
 }
 
 static void test_three_behind_a_hole(void)
@@ -193,6 +198,31 @@ static void test_rate_is_reduced_in_proportion(void)
     ack(&r, &f, (struct says){.number = sent});
     CHECK_INT(block(&r)->cc.cwnd / MSS, threshold);
     drain(&r);
+    rig_stop(&r);
+}
+
+/* A loss that no queue explains is repaired and the window stands; the more are lost, the less they are believed. */
+static void test_sparse_losses_are_borne(void)
+{
+    struct rig r;
+    struct rig_flow f = start_with(&r, "forbearing", 10, 0);
+    struct mn_conn *c = block(&r);
+    rig_advance(&r, RTT_MS * MN_MS);
+    ack(&r, &f, (struct says){.number = 1}); /* a round trip as short as the first */
+    uint32_t before = c->cc.cwnd;
+    ack(&r, &f, (struct says){.number = 1, .count = 1, .sack = {2, 5}});
+    RIG_EXPECT(&r, A, f.us + MSS, f.them, MSS);
+    CHECK(c->loss.in_recovery && c->loss.is_standing);
+    CHECK(c->cc.cwnd >= before && mn_loss_window(c) == c->cc.cwnd);
+    CHECK_INT(mn_stack_stats(r.s)->tcp_losses_borne, 1);
+    ack(&r, &f, (struct says){.number = 1, .count = 2, .sack = {9, 10, 2, 5}}); /* four more */
+    RIG_EXPECT(&r, A, f.us + 5 * MSS, f.them, MSS);
+    CHECK(c->loss.in_recovery && !c->loss.is_standing);
+    CHECK(c->cc.ssthresh < before);
+    drain(&r);
+    rig_advance(&r, RTT_MS * MN_MS);
+    ack(&r, &f, (struct says){.number = 10});
+    CHECK(!c->loss.in_recovery && c->cc.cwnd == c->cc.ssthresh);
     rig_stop(&r);
 }
 
@@ -435,6 +465,7 @@ int main(void)
     RUN(test_many_holes);
     RUN(test_lost_retransmission);
     RUN(test_rate_is_reduced_in_proportion);
+    RUN(test_sparse_losses_are_borne);
     RUN(test_tail_loss_probe);
     RUN(test_probe_that_repairs);
     RUN(test_probe_prefers_new_data);

@@ -726,7 +726,7 @@ def test_tcp_memory_and_marks_have_bounds() -> None:
 def test_congestion_control_has_a_name() -> None:
     for name in ("cubic", "newreno"):
         _native.Engine(private_key=os.urandom(32), congestion=name).close(1.0)
-    with pytest.raises(ValueError, match="vegas is unknown; there are cubic and newreno"):
+    with pytest.raises(ValueError, match="vegas is unknown; there are forbearing, cubic and newreno"):
         _native.Engine(private_key=os.urandom(32), congestion="vegas")
 
 
