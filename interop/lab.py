@@ -11,6 +11,7 @@ condition and a bound (`until`); nothing here sleeps to let time pass.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import itertools
 import os
 import shutil
@@ -18,33 +19,20 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+
+from interop.process import LabError as LabError
+from interop.process import Process
+from interop.process import until as until
 
 PREFIX = "mnlab"
 V4 = "10.77.0."
 V6 = "fd77::"
-POLL_S = 0.03
+NUMBERS = range(2, 250)
+"""Of hosts on the bridge; one that is removed gives its number back, last of all."""
 _runs = itertools.count()
-
-T = TypeVar("T")
-
-
-class LabError(AssertionError):
-    """Something in the lab did not happen in time; the message carries the log's end."""
-
-
-def until(condition: Callable[[], T | None], timeout_s: float, what: str, *, interval_s: float = POLL_S) -> T:
-    """Wait until `condition()` is truthy and return it; LabError names `what` when time is up."""
-    deadline = time.monotonic() + timeout_s
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() >= deadline:
-            raise LabError(f"not within {timeout_s:g} s: {what}")
-        time.sleep(interval_s)
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def missing_tools() -> list[str]:
@@ -59,106 +47,18 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
-class Process:
-    """A program in a namespace, its output in two files."""
-
-    def __init__(self, host: Host, label: str, argv: Sequence[str], environment: Mapping[str, str]) -> None:
-        self.label = f"{host.name}/{label}"
-        self.out_path = host.lab.folder / f"{host.name}-{label}.out"
-        self.err_path = host.lab.folder / f"{host.name}-{label}.err"
-        self._out_from = self.out_path.stat().st_size if self.out_path.exists() else 0
-        self._err_from = self.err_path.stat().st_size if self.err_path.exists() else 0
-        with self.out_path.open("ab") as out, self.err_path.open("ab") as err:
-            self.popen = subprocess.Popen(
-                # pdeathsig: if this interpreter is killed, what it started dies with it.
-                ["setpriv", "--pdeathsig", "KILL", *host.enter(argv)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                env={**os.environ, **host.lab.environment, **environment},
-                start_new_session=True,
-            )
-
-    @property
-    def pid(self) -> int:
-        return self.popen.pid
-
-    @property
-    def running(self) -> bool:
-        return self.popen.poll() is None
-
-    def out(self) -> str:
-        """Standard output of this start (a label started again appends to the same file)."""
-        return self.out_path.read_bytes()[self._out_from :].decode(errors="replace")
-
-    def err(self) -> str:
-        return self.err_path.read_bytes()[self._err_from :].decode(errors="replace")
-
-    def log_tail(self, lines: int = 25) -> str:
-        tail = (self.out() + self.err()).splitlines()[-lines:]
-        return f"--- {self.label} ---\n" + "\n".join(tail)
-
-    def wait_until(self, condition: Callable[[], T | None], timeout_s: float, what: str) -> T:
-        """Like `until`, but ends at once when the process dies, and shows its log on failure."""
-
-        def check() -> T | None:
-            value = condition()
-            if not value and not self.running:
-                code = self.popen.returncode
-                raise LabError(f"{self.label} ended with {code} before: {what}\n{self.log_tail()}")
-            return value
-
-        try:
-            return until(check, timeout_s, what)
-        except LabError as error:
-            if "ended with" in str(error):
-                raise
-            raise LabError(f"{error}\n{self.log_tail()}") from None
-
-    def signal(self, number: int) -> None:
-        if self.running:
-            self.popen.send_signal(number)
-
-    def wait(self, timeout_s: float) -> int:
-        """Wait for the end and return the exit code; LabError when it lives on."""
-        try:
-            return self.popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise LabError(f"{self.label} did not end within {timeout_s:g} s\n{self.log_tail()}") from None
-
-    def survives(self, seconds: float) -> bool:
-        """True if it is still running after this long, False as soon as it ends."""
-        try:
-            self.popen.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return True
-        return False
-
-    def stop(self, timeout_s: float = 5.0) -> int:
-        """SIGTERM, then SIGKILL to the whole group; returns the exit code."""
-        self.signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.popen.wait(timeout_s)
-        return self.kill()
-
-    def kill(self) -> int:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        return self.popen.wait(5.0)
-
-
 class Host:
-    """One namespace with one address of each family."""
+    """One namespace; `v4` and `v6` are its addresses, empty where it has none of a family."""
 
-    def __init__(self, lab: Lab, name: str, number: int) -> None:
+    def __init__(self, lab: Lab, name: str, number: int, v4: str, v6: str) -> None:
         self.lab = lab
         self.name = name
         self.number = number
         self.namespace = f"{lab.prefix}-{name}"
-        self.v4 = f"{V4}{number}"
-        self.v6 = f"{V6}{number:x}"
+        self.v4 = v4
+        self.v6 = v6
         self.folder = lab.folder / name
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
 
     def enter(self, argv: Sequence[str]) -> list[str]:
         return ["ip", "netns", "exec", self.namespace, *argv]
@@ -210,7 +110,7 @@ class Host:
                 "}",
             ]
         )
-        self._nft(rules)
+        self.nft(rules)
 
     def cut_tcp(self, address: str, port: int) -> None:
         """Refuse TCP from here to one address and port, until the lab ends."""
@@ -223,13 +123,42 @@ class Host:
                 "}",
             ]
         )
-        self._nft(rules)
+        self.nft(rules)
 
     def heal_udp(self) -> None:
-        self._nft("delete table inet mncut")
+        self.nft("delete table inet mncut")
 
-    def _nft(self, rules: str) -> None:
-        subprocess.run(self.enter(["nft", "-f", "-"]), input=rules, text=True, check=True, capture_output=True)
+    def nft(self, rules: str) -> None:
+        """Load rules; LabError shows what nft has against them."""
+        argv = self.enter(["nft", "-f", "-"])
+        done = subprocess.run(argv, input=rules, text=True, check=False, capture_output=True)
+        if done.returncode != 0:
+            raise LabError(f"{self.name}: nft: {done.stderr}\n{rules}")
+
+    def ip(self, *words: str) -> None:
+        """`ip -n NAMESPACE …`"""
+        _ip("-n", self.namespace, *words)
+
+    def bridge(self, name: str) -> None:
+        """Make a bridge. With an address of its own: else it takes a port's, and loses it with the port."""
+        self.ip("link", "add", name, "address", f"02:{os.urandom(5).hex(':')}", "type", "bridge", "forward_delay", "0")
+
+    def sysctl(self, *settings: str) -> None:
+        subprocess.run(self.enter(["sysctl", "-qw", *settings]), check=True, capture_output=True)
+
+    @contextlib.contextmanager
+    def inside(self) -> Iterator[None]:
+        """This thread, and the sockets it makes, in this namespace."""
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        target = os.open(f"/run/netns/{self.namespace}", os.O_RDONLY)
+        try:
+            if _libc.setns(target, 0) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            yield
+        finally:
+            _libc.setns(before, 0)
+            os.close(before)
+            os.close(target)
 
 
 class Lab:
@@ -238,6 +167,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         sweep_leftovers()
         self.number = next(_runs)
+        self._numbers = list(NUMBERS)
+        self._ports = itertools.count()
         self.prefix = f"{PREFIX}{os.getpid()}x{self.number}"
         self.folder = folder
         # Paths of unix sockets must stay short; `folder` may be deep.
@@ -265,39 +196,62 @@ class Lab:
 
     def _build_hub(self) -> None:
         _allow_cubic()
-        hub = self._add_namespace("hub", 1)
-        _ip("-n", hub.namespace, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+        hub = self._add_namespace("hub", 1, f"{V4}1", f"{V6}1")
+        hub.bridge("br0")
         self._address(hub, "br0")
-        self._sysctl(hub, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
+        hub.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
 
     def host(self, name: str) -> Host:
         """Add a host on the bridge."""
-        number = len(self.hosts) + 1
-        host = self._add_namespace(name, number)
-        port = f"p{number}"
-        names = ["link", "add", "eth0", "netns", host.namespace, "type", "veth"]
-        _ip(*names, "peer", "name", port, "netns", self.hub.namespace)
-        _ip("-n", self.hub.namespace, "link", "set", port, "master", "br0", "up")
+        number = self.take_number()
+        host = self._add_namespace(name, number, f"{V4}{number}", f"{V6}{number:x}")
+        self.wire(host, "eth0", self.hub, "br0")
         self._address(host, "eth0")
-        _ip("-n", host.namespace, "route", "add", "default", "via", self.hub.v4)
-        _ip("-n", host.namespace, "-6", "route", "add", "default", "via", self.hub.v6)
+        host.ip("route", "add", "default", "via", self.hub.v4)
+        host.ip("-6", "route", "add", "default", "via", self.hub.v6)
         return host
 
-    def _add_namespace(self, name: str, number: int) -> Host:
-        host = Host(self, name, number)
+    def bare(self, name: str, v4: str = "", v6: str = "") -> Host:
+        """A namespace with nothing but loopback; whoever wires it gives it these addresses."""
+        return self._add_namespace(name, self.take_number(), v4, v6)
+
+    def wire(self, host: Host, device: str, middle: Host, bridge: str) -> None:
+        """A veth pair: `device` of `host`, up, and a port of a bridge in another namespace."""
+        port = f"p{next(self._ports)}"
+        names = ["link", "add", device, "netns", host.namespace, "type", "veth"]
+        _ip(*names, "peer", "name", port, "netns", middle.namespace)
+        middle.ip("link", "set", port, "master", bridge, "up")
+        host.ip("link", "set", device, "up")
+
+    def take_number(self) -> int:
+        """The number that has been free for longest."""
+        if not self._numbers:
+            raise LabError(f"a lab has room for {len(NUMBERS)} namespaces")
+        return self._numbers.pop(0)
+
+    def remove(self, *hosts: Host) -> None:
+        """End what runs in these hosts and take their namespaces away."""
+        gone = {host.name for host in hosts}
+        for process in [p for p in self.processes if p.host.name in gone]:
+            process.kill()
+            self.processes.remove(process)
+        for host in hosts:
+            _drop_namespace(host.namespace)
+            del self.hosts[host.name]
+            self._numbers.append(host.number)
+
+    def _add_namespace(self, name: str, number: int, v4: str, v6: str) -> Host:
+        host = Host(self, name, number, v4, v6)
         _ip("netns", "add", host.namespace)
         self.hosts[name] = host
-        _ip("-n", host.namespace, "link", "set", "lo", "up")
-        self._sysctl(host, "net.ipv4.tcp_congestion_control=cubic", "net.ipv4.ping_group_range=0 65535")
+        host.ip("link", "set", "lo", "up")
+        host.sysctl("net.ipv4.tcp_congestion_control=cubic", "net.ipv4.ping_group_range=0 65535")
         return host
 
     def _address(self, host: Host, link: str) -> None:
-        _ip("-n", host.namespace, "address", "add", f"{host.v4}/24", "dev", link)
-        _ip("-n", host.namespace, "address", "add", f"{host.v6}/64", "dev", link, "nodad")
-        _ip("-n", host.namespace, "link", "set", link, "up")
-
-    def _sysctl(self, host: Host, *settings: str) -> None:
-        subprocess.run(host.enter(["sysctl", "-qw", *settings]), check=True, capture_output=True)
+        host.ip("address", "add", f"{host.v4}/24", "dev", link)
+        host.ip("address", "add", f"{host.v6}/64", "dev", link, "nodad")
+        host.ip("link", "set", link, "up")
 
     def close(self) -> None:
         """End every process (all get SIGTERM first, then a shared second), drop the namespaces."""

@@ -32,6 +32,10 @@ class Derper:
     mesh_key: Path | None = None
     """File with the key that the relays of a region share."""
     mesh_with: str = ""
+    region: int = REGION
+    port: int = PORT
+    dual: bool = False
+    """It listens on both families, and the map says so."""
     process: Process | None = None
 
     def start(self) -> Derper:
@@ -41,7 +45,8 @@ class Derper:
             certificate, key = self.authority.issue("derper", self.host.v4)
             shutil.copy(certificate, folder / f"{self.host.v4}.crt")
             shutil.copy(key, folder / f"{self.host.v4}.key")
-        argv = [str(binary("tailscale", "derper")), "-a", f"{self.host.v4}:{PORT}", "-http-port", "-1"]
+        listen = f":{self.port}" if self.dual else f"{self.host.v4}:{self.port}"
+        argv = [str(binary("tailscale", "derper")), "-a", listen, "-http-port", "-1"]
         argv += ["-stun-port", str(STUN_PORT), "-c", str(folder / "derper.key")]
         argv += ["-certmode", "manual", "-certdir", str(folder), "-hostname", self.host.v4]
         if self.mesh_key is not None:
@@ -51,7 +56,7 @@ class Derper:
         return self
 
     def _answers(self) -> bool:
-        url = f"https://{self.host.v4}:{PORT}/generate_204"
+        url = f"https://{self.host.v4}:{self.port}/generate_204"
         done = self.host.run("curl", "-sk", "-o", "/dev/null", "-w", "%{http_code}", url, check=False)
         return done.stdout.strip() == "204"
 
@@ -66,14 +71,17 @@ class Derper:
     @property
     def relay_map(self) -> dict[str, Any]:
         node = {
-            "name": f"{REGION}a",
-            "regionid": REGION,
+            "name": f"{self.region}a",
+            "regionid": self.region,
             "hostname": self.host.v4,
             "ipv4": self.host.v4,
-            "derpport": PORT,
+            "derpport": self.port,
             "stunport": STUN_PORT,
         }
         if self.authority is None:
             node["certname"] = self.pin
-        region = {"regionid": REGION, "regioncode": REGION_CODE, "regionname": "lab", "nodes": [node]}
-        return {"regions": {REGION: region}}
+        if self.dual:
+            node["ipv6"] = self.host.v6
+        code = REGION_CODE if self.region == REGION else f"{REGION_CODE}{self.region}"
+        region = {"regionid": self.region, "regioncode": code, "regionname": code, "nodes": [node]}
+        return {"regions": {self.region: region}}

@@ -77,7 +77,7 @@ class Headscale:
         folder = str(self.folder)
         config: dict[str, Any] = {
             "server_url": self.url,
-            "listen_addr": f"0.0.0.0:{self.port}",
+            "listen_addr": f"[::]:{self.port}",
             "metrics_listen_addr": "",
             "grpc_listen_addr": f"127.0.0.1:{self.port + 1}",
             "grpc_allow_insecure": True,

@@ -29,14 +29,14 @@ class Tailscaled:
         return self.host.folder / f"ts-{self.name}"
 
     @property
-    def _socket(self) -> str:
+    def socket(self) -> str:
         return str(self.host.lab.sockets / f"{self.name}.sock")
 
     def start(self) -> Tailscaled:
         """Start the daemon (not yet joined)."""
         self.folder.mkdir(exist_ok=True)
         argv = [str(binary(self.release, "tailscaled")), "--state", str(self.folder / "state")]
-        argv += ["--statedir", str(self.folder), "--socket", self._socket, "--port", "0"]
+        argv += ["--statedir", str(self.folder), "--socket", self.socket, "--port", "0"]
         if self.tun:
             argv += ["--tun", "tailscale0"]
         else:
@@ -50,7 +50,7 @@ class Tailscaled:
 
     def words(self, *words: str) -> list[str]:
         """The `tailscale` command against this daemon."""
-        return [str(binary(self.release, "tailscale")), "--socket", self._socket, *words]
+        return [str(binary(self.release, "tailscale")), "--socket", self.socket, *words]
 
     def cli(self, *words: str, check: bool = True, timeout_s: float = 40.0) -> Any:
         """Run `tailscale …` against this daemon."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import subprocess
 import time
@@ -27,24 +26,8 @@ from meshnode.engine.engine import PATH_DIRECT, PATH_NONE, Engine
 from meshnode.engine.flow import TunnelSocket
 from meshnode.netmap.rules import allow_all
 
-_libc = ctypes.CDLL(None, use_errno=True)
 BLOCK = 200_000
 WAIT_S = 30.0
-
-
-@contextlib.contextmanager
-def inside(host: Host) -> Iterator[None]:
-    """This thread, and what it starts, in the host's namespace."""
-    before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    target = os.open(f"/run/netns/{host.namespace}", os.O_RDONLY)
-    try:
-        if _libc.setns(target, 0) != 0:
-            raise OSError(ctypes.get_errno(), "setns")
-        yield
-    finally:
-        _libc.setns(before, 0)
-        os.close(before)
-        os.close(target)
 
 
 def ip(host: Host, *words: str) -> None:
@@ -92,7 +75,7 @@ class Two:
 
 async def start(host: Host, number: int) -> Member:
     private = NodePrivate.generate(os.urandom)
-    with inside(host):
+    with host.inside():
         engine = await Engine.start(private)
     member = Member(host, engine, private, IPv4Address(f"100.64.0.{number}"))
     engine.set_addresses([member.address])

@@ -86,7 +86,7 @@ def measure(rate: float, seconds: float) -> dict[str, Any]:
         path.write_text(text)
         member = Member(ours, Joining("ours", networks=(("net", str(path)),)))
         attacker, honest = peers["attacker"].host, peers["honest"].host
-        attacker._nft("table ip mnquiet { chain out { type filter hook output priority 0 ; tcp flags rst drop\n}\n}")
+        attacker.nft("table ip mnquiet { chain out { type filter hook output priority 0 ; tcp flags rst drop\n}\n}")
         names = ("ip_tcp_in", "ip_tcp_accepted", "ip_tcp_half_open_full", "ip_tcp_cookies_sent", "ip_tcp_cookies_taken")
 
         def counters() -> dict[str, int]:

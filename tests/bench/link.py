@@ -43,13 +43,21 @@ def _run(*words: str) -> None:
 class Link:
     """Use as a context manager. `set(loss=0.01, delay_us=20000)` takes effect on the next packet.
 
-    inside: two namespaces to link, whose owner removes them; else two of its own are made.
+    inside: two namespaces to link, whose owner removes them; else two of its own are made. devices and addresses: of
+    each side.
     """
 
-    def __init__(self, inside: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        inside: tuple[str, str] | None = None,
+        devices: tuple[str, str] = ("e0", "e0"),
+        addresses: tuple[str, str] = (A, B),
+    ) -> None:
         prefix = f"mnbox{os.getpid()}x{next(_count)}"
         self.is_owner = inside is None
         self.names = inside or (f"{prefix}a", f"{prefix}b")
+        self.devices = devices
+        self.addresses = addresses
         self.box: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Link:
@@ -66,6 +74,9 @@ class Link:
     def name(self, side: str) -> str:
         return self.names["ab".index(side)]
 
+    def device(self, side: str) -> str:
+        return self.devices["ab".index(side)]
+
     def enter(self, side: str, argv: Sequence[str]) -> list[str]:
         """The command line that runs `argv` on side "a" or "b"; it dies with this process."""
         return ["setpriv", "--pdeathsig", "KILL", "ip", "netns", "exec", self.name(side), *argv]
@@ -75,23 +86,24 @@ class Link:
         if self.is_owner:
             for name in self.names:
                 _run("ip", "netns", "add", name)
-        words = ["setpriv", "--pdeathsig", "KILL", program, f"{self.name('a')}:e0", f"{self.name('b')}:e0"]
+        ends = [f"{self.name(side)}:{self.device(side)}" for side in "ab"]
+        words = ["setpriv", "--pdeathsig", "KILL", program, *ends]
         self.box = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.box.stdout is not None
         if self.box.stdout.readline() != "ready\n":
             raise OSError("the impairment box did not start; its error is above")
-        for side, mine, other in (("a", A, B), ("b", B, A)):
-            ip = ["ip", "-n", self.name(side)]
+        for side, mine, other in (("a", *self.addresses), ("b", *reversed(self.addresses))):
+            ip, device = ["ip", "-n", self.name(side)], self.device(side)
             _run(*ip, "link", "set", "dev", "lo", "up")
-            _run(*ip, "link", "set", "dev", "e0", "mtu", str(OUTER_MTU), "txqueuelen", str(QUEUE), "up")
-            _run(*ip, "address", "add", mine, "peer", other, "dev", "e0")
+            _run(*ip, "link", "set", "dev", device, "mtu", str(OUTER_MTU), "txqueuelen", str(QUEUE), "up")
+            _run(*ip, "address", "add", mine, "peer", other, "dev", device)
             for key, value in (("no_metrics_save", "1"), ("recovery", "1"), ("sack", "1")):
                 _run(*self.enter(side, ["sysctl", "-qw", f"net.ipv4.tcp_{key}={value}"]))
 
     def limit_mtu(self, mtu: int) -> None:
         """The kernels send no larger packet to each other."""
         for side in "ab":
-            _run("ip", "-n", self.name(side), "link", "set", "dev", "e0", "mtu", str(mtu))
+            _run("ip", "-n", self.name(side), "link", "set", "dev", self.device(side), "mtu", str(mtu))
 
     def ask(self, line: str) -> str:
         assert self.box is not None and self.box.stdin is not None and self.box.stdout is not None
@@ -113,7 +125,7 @@ class Link:
         """The box's counters; `missed` of a side: what its device dropped because the box did not read in time."""
         counters = dict(json.loads(self.ask("stats")))
         for side in "ab":
-            words = ["ip", "-n", self.name(side), "-s", "-j", "link", "show", "dev", "e0"]
+            words = ["ip", "-n", self.name(side), "-s", "-j", "link", "show", "dev", self.device(side)]
             shown = json.loads(subprocess.run(words, check=True, capture_output=True, text=True).stdout)
             counters[side]["missed"] = shown[0]["stats64"]["tx"]["dropped"]
         return counters
