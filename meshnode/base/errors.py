@@ -92,6 +92,12 @@ class VersionRejected(ControlError):
     exit_code = 23
 
 
+class ProxyError(ControlError, OSError):
+    """The HTTP proxy on the way is out of reach, or does not let us through."""
+
+    exit_code = 24
+
+
 class RelayError(MeshError):
     """A relay cannot be reached or refused us."""
 

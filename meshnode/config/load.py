@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from meshnode.base.addr import split_host_port
 from meshnode.base.errors import ConfigError
+from meshnode.base.proxy import OFF, Proxy
 from meshnode.config.duration import parse_duration
 from meshnode.config.model import (
     MEMORY,
@@ -409,6 +410,17 @@ def check_control_url(text: str) -> tuple[str, str]:
     return "", text.rstrip("/")
 
 
+def _check_proxy(value: Secret) -> tuple[str, Secret]:
+    """The problem repeats nothing of the value: it may hold a password."""
+    text = value.reveal()
+    try:
+        if text not in ("", OFF):
+            Proxy.parse(text)
+    except ConfigError as error:
+        return str(error).removeprefix("proxy: "), value
+    return "", value
+
+
 def check_hostname(text: str) -> tuple[str, str]:
     """(problem or '', the name). One DNS label; empty means the machine's own."""
     if text and not _LABEL.fullmatch(text):
@@ -481,6 +493,7 @@ def _check_serve(rules: tuple[str, ...]) -> tuple[str, tuple[str, ...]]:
 _CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
     "control_url": check_control_url,
     "hostname": check_hostname,
+    "proxy": _check_proxy,
     "state_dir": _check_state_dir,
     "port": _check_port,
     "mtu": _check_mtu,

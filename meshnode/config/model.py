@@ -104,6 +104,12 @@ class Tailscale:
         "PEM file of certificate authorities to trust beside the system's, for control and relays",
         metavar="FILE",
     )
+    proxy: Secret = setting(
+        NO_SECRET,
+        "HTTP proxy for control and relays, http://[USER:PASSWORD@]HOST[:PORT]; env:NAME and file:PATH hold one; "
+        "off: none (default HTTPS_PROXY and its kin)",
+        metavar="URL|off",
+    )
     port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")
     mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
     plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)

@@ -35,11 +35,12 @@ from meshnode.base.errors import (
 from meshnode.base.keys import DiscoPublic, MachinePublic
 from meshnode.base.units import Seconds, Unix
 from meshnode.control.announce import Announcement
-from meshnode.control.dial import KeyMismatch, Link, Server, dial, make_tls
+from meshnode.control.dial import KeyMismatch, Link, Route, Server, dial, make_tls
 from meshnode.control.poll import MapPoll, NodeGone, StreamEnded
 from meshnode.control.session import Session
 from meshnode.core.backoff import Backoff
 from meshnode.core.login import Again, Keys, Later, Login, LoginResult, Refused, Registered, Visit, emit_logout
+from meshnode.core.proxies import Proxies
 from meshnode.netmap.delta import difference
 from meshnode.netmap.model import Changes, Netmap
 from meshnode.netmap.tailcfg import CAPABILITY_VERSION, EndpointKind
@@ -78,8 +79,8 @@ class ControlConfig:
     verified server itself shows is taken with a warning; over http it is an error naming both."""
     control_key: MachinePublic | None = None
     """The server's key as the operator demands it: any other is an error."""
-    proxy: str = field(default="", repr=False)
-    """http://[user:password@]host:port of a CONNECT proxy; '' for none."""
+    proxies: Proxies = field(default_factory=Proxies)
+    """Which HTTP proxy leads there, if any."""
     compress: bool = False
     """Ask for zstd on the map stream."""
     version: int = CAPABILITY_VERSION
@@ -156,7 +157,8 @@ class ControlClient:
         self.skew: Seconds = Seconds(0.0)
         """Server's clock less ours; 0 within a minute."""
         self.server = Server.parse(config.url)
-        self.tls = tls or (make_tls(config.ca_file) if self.server.is_tls else None)
+        tls = tls or (make_tls(config.ca_file) if self.server.is_tls else None)
+        self.route = Route(tls, config.proxies, config.ca_file)
         self.clock = clock
         self.says = Announcement(hostinfo, keys.disco)
         self.counters: dict[str, int] = {"dials": 0, "registrations": 0, "maps": 0, "keepalives": 0, "lite_updates": 0}
@@ -322,9 +324,8 @@ class ControlClient:
             self.keys.machine,
             version=config.version,
             entropy=self.clock.entropy,
-            tls=self.tls,
+            route=self.route,
             expected=key,
-            proxy=config.proxy,
         )
 
     def _mismatch(self, shown: MachinePublic) -> KeyMismatch:

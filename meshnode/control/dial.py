@@ -1,4 +1,4 @@
-"""Reach the server: TCP, TLS, /key, upgrade, Noise.
+"""Reach the server: TCP or a proxy, TLS, /key, upgrade, Noise.
 
 A Pipe is one TCP or TLS connection. `dial` turns a Server into a Link: an open control channel on
 a pipe, with the server's key verified. One connection serves /key and the upgrade when the server
@@ -13,11 +13,10 @@ import asyncio
 import contextlib
 import os
 import ssl
-from base64 import b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from meshnode.base.bounds import KEY_REPLY_MAX
 from meshnode.base.errors import (
@@ -27,11 +26,14 @@ from meshnode.base.errors import (
     KeyFormatError,
     MeshError,
     NotAControlServer,
+    ProxyError,
     RemoteProtocolError,
     VersionRejected,
 )
 from meshnode.base.keys import Entropy, MachinePrivate, MachinePublic
+from meshnode.core.proxies import Proxies
 from meshnode.netmap import tailcfg
+from meshnode.run.connect import connect_through
 from meshnode.wire.control import HANDSHAKE_HEADER, UPGRADE_PATH, UPGRADE_PROTOCOL, ClientChannel
 from meshnode.wire.http1 import ClientHttp, Response
 from meshnode.wire.noise import HandshakeError
@@ -204,15 +206,28 @@ def make_tls(ca_file: str) -> ssl.SSLContext:
     return context
 
 
-async def open_pipe(server: Server, tls: ssl.SSLContext | None, proxy: str = "") -> Pipe:
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How a server is reached."""
+
+    tls: ssl.SSLContext | None = None
+    proxies: Proxies = field(default_factory=Proxies)
+    ca_file: str = ""
+    """For a proxy that speaks TLS; `tls` has it already."""
+
+
+async def open_pipe(server: Server, route: Route) -> Pipe:
     """Connect. ControlError says what kept us, CertificateError if TLS did not verify."""
     loop = asyncio.get_running_loop()
+    name = server.host if server.is_tls else None
+    context = route.tls if server.is_tls else None
+    proxy = route.proxies.choose(server.scheme, server.host, server.port)
     try:
-        if proxy:
-            return await _through_proxy(server, tls, proxy)
-        name = server.host if server.is_tls else None
-        context = tls if server.is_tls else None
-        _, pipe = await loop.create_connection(Pipe, server.host, server.port, ssl=context, server_hostname=name)
+        if proxy is None:
+            _, pipe = await loop.create_connection(Pipe, server.host, server.port, ssl=context, server_hostname=name)
+            return pipe
+        sock = await connect_through(proxy, server.host, server.port, ca_file=route.ca_file)
+        _, pipe = await loop.create_connection(Pipe, sock=sock, ssl=context, server_hostname=name)
         return pipe
     except ssl.SSLCertVerificationError as error:
         raise CertificateError(
@@ -224,41 +239,10 @@ async def open_pipe(server: Server, tls: ssl.SSLContext | None, proxy: str = "")
             f"{server.authority} does not speak TLS as expected ({_reason(error)}); check the scheme and port of "
             f"{server.url}"
         ) from None
+    except ProxyError as error:
+        raise ProxyError(f"cannot reach control server {server.authority}: {error}") from None
     except OSError as error:
         raise ControlError(f"cannot reach control server {server.authority}: {_reason(error)}") from None
-
-
-async def _through_proxy(server: Server, tls: ssl.SSLContext | None, proxy: str) -> Pipe:
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if parts.scheme != "http" or not parts.hostname:
-        raise ConfigError("proxy: only http://[user:password@]host:port is understood")
-    loop = asyncio.get_running_loop()
-    _, pipe = await loop.create_connection(Pipe, parts.hostname, parts.port or 3128)
-    target = f"{f'[{server.host}]' if ':' in server.host else server.host}:{server.port}"
-    headers: list[tuple[str, str]] = []
-    if parts.username is not None:
-        pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
-        headers.append(("Proxy-Authorization", "Basic " + b64encode(pair).decode()))
-    pipe.write(_connect_head(target, headers))
-    head = bytearray()
-    while b"\r\n\r\n" not in head and len(head) < 16_384 and (data := await pipe.read()):
-        head += data
-    status = head.split(b"\r\n", 1)[0].split(b" ")
-    if len(status) < 2 or status[1] != b"200":
-        pipe.close()
-        shown = b" ".join(status[1:])[:100].decode("latin-1") or "nothing"
-        raise ControlError(f"the proxy {parts.hostname} would not connect to {target}: it answered {shown}")
-    if server.is_tls:
-        assert pipe.transport is not None and tls is not None
-        secured = await loop.start_tls(pipe.transport, pipe, tls, server_hostname=server.host)
-        assert secured is not None
-        pipe.transport = secured
-    return pipe
-
-
-def _connect_head(target: str, headers: list[tuple[str, str]]) -> bytes:
-    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}", *(f"{name}: {value}" for name, value in headers)]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
 async def exchange(
@@ -288,9 +272,8 @@ async def dial(
     *,
     version: int,
     entropy: Entropy,
-    tls: ssl.SSLContext | None,
+    route: Route,
     expected: MachinePublic | None = None,
-    proxy: str = "",
 ) -> Link:
     """An open channel. With `expected` no key is fetched, and any other is a KeyMismatch.
 
@@ -299,14 +282,14 @@ async def dial(
     pipe: Pipe | None = None
     try:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            pipe = await open_pipe(server, tls, proxy)
+            pipe = await open_pipe(server, route)
             http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
             key = expected
             if key is None:
                 key, reusable = await _fetch_key(pipe, http, server, version)
                 if not reusable:
                     pipe.close_gently()
-                    pipe = await open_pipe(server, tls, proxy)
+                    pipe = await open_pipe(server, route)
                     http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
             try:
                 return await _upgrade(pipe, http, server, machine, key, version, entropy)

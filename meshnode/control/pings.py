@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import binascii
-import ssl
 from base64 import b64decode
 from typing import Final
 from urllib.parse import urlsplit
 
 from meshnode.base.bounds import KEY_REPLY_MAX
 from meshnode.base.errors import ControlError, MeshError, RemoteProtocolError
-from meshnode.control.dial import Server, exchange, open_pipe
+from meshnode.control.dial import Route, Server, exchange, open_pipe
 from meshnode.control.session import Session
 from meshnode.netmap.tailcfg import WirePing
 from meshnode.run.log import get_logger
@@ -32,9 +31,9 @@ _log = get_logger("control")
 class PingAnswerer:
     """Answers each ping once; a URL that comes again is an echo."""
 
-    def __init__(self, server: Server, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, server: Server, route: Route) -> None:
         self._server = server
-        self._tls = tls
+        self._route = route
         self._last = ""
         self.answered = 0
 
@@ -65,7 +64,7 @@ class PingAnswerer:
         asked = Server.parse(url)
         if (asked.scheme, asked.host, asked.port) != (self._server.scheme, self._server.host, self._server.port):
             raise ControlError(f"a ping towards {asked.authority}, which is not the control server, was refused")
-        pipe = await open_pipe(self._server, self._tls)
+        pipe = await open_pipe(self._server, self._route)
         try:
             http = ClientHttp(self._server.authority, body_limit=KEY_REPLY_MAX)
             await exchange(pipe, http, http.request("HEAD", target), self._server)

@@ -71,7 +71,7 @@ class MapPoll:
         self._fold = Fold()
         self._frames = MapFrames()
         self._keep_alive = b""
-        self._pings = PingAnswerer(client.server, client.tls)
+        self._pings = PingAnswerer(client.server, client.route)
         self._maps = 0
         self._told_home = client.says.home
         self._trouble: MeshError | None = None

@@ -75,6 +75,8 @@ class House:
         """Bring every room up. StateError, ListenError; what control says comes later."""
         keeper = self._keeper = Keeper(self.node.state_dir, self.node.control_url, self.clock)
         self._rooms.callback(keeper.close)
+        for problem in self.node.proxies.problems:
+            _log.warning("a proxy of the environment is not used", problem=problem)
         await self._start_engine(keeper.state)
         disco = DiscoPrivate.generate(self.clock.entropy)
         self._start_control(keeper.state, disco.public())
@@ -133,6 +135,7 @@ class House:
             state.node,
             clock=self.clock,
             ca_file=node.ca_file,
+            proxies=node.proxies,
             allow_insecure=node.insecure_relays,
             plain=node.plain_relays,
             carrier=self.engine.adopt_relay,
@@ -172,6 +175,7 @@ class House:
             known=bool(state.node_id),
             ephemeral=node.ephemeral,
             ca_file=node.ca_file,
+            proxies=node.proxies,
             pinned_key=state.control_key,
         )
         self.control = ControlClient(

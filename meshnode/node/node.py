@@ -26,6 +26,7 @@ from meshnode.config.load import (
     check_tun,
 )
 from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Disco, Secret
+from meshnode.core.proxies import Proxies
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
 from meshnode.netmap.rules import caps_towards_us
@@ -60,6 +61,7 @@ class Node(Network):
         state_dir: str | os.PathLike[str] = "",
         ephemeral: bool = False,
         ca_file: str = "",
+        proxy: str | Secret = "",
         port: int = 0,
         mtu: int = DEFAULT_MTU,
         plain_relays: bool = False,
@@ -76,6 +78,7 @@ class Node(Network):
     ) -> None:
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
+        proxy: URL of an HTTP proxy for control and relays; '' = as the environment says, 'off' = none.
         port: UDP port, 0 = any. paths: see `set_paths`.
         udp_gso: "auto", "off" or "never-equal-tail"; udp_gro: "auto" or "off": see docs/reference/configuration.md.
         tun: name of a kernel interface to make, for every program of this machine; needs CAP_NET_ADMIN.
@@ -110,6 +113,7 @@ class Node(Network):
         """'' for a node that keeps nothing."""
         self.ephemeral = ephemeral or not self.state_dir
         self.ca_file = ca_file
+        self.proxies = Proxies(proxy.reveal() if isinstance(proxy, Secret) else proxy, os.environ)
         self.port = port
         self.mtu = mtu
         self.plain_relays = plain_relays
@@ -141,6 +145,7 @@ class Node(Network):
             state_dir=directory,
             ephemeral=tailscale.ephemeral,
             ca_file=tailscale.ca_file,
+            proxy=tailscale.proxy,
             port=tailscale.port,
             mtu=tailscale.mtu,
             plain_relays=tailscale.plain_relays,

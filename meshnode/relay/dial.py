@@ -1,8 +1,8 @@
-"""Reach a region: TCP to its nodes in order, TLS verified, each wait bounded.
+"""Reach a region: TCP to its nodes in order, through a proxy if one leads there, TLS verified, each wait bounded.
 
 The result is a Link that is connected and logged in; what is said on it afterwards is its owner's
 business. Certificates are never skipped silently: the map's InsecureForTests counts only when the node's
-owner allowed it. A proxy belongs here when there is one.
+owner allowed it. A proxy is asked for a node's name, as the map has it.
 Source: docs/protocol/paths.md 2.1.
 """
 
@@ -21,10 +21,12 @@ from ipaddress import ip_address
 from typing import Any, Final
 
 from meshnode.base.errors import ProtocolError, RelayError
+from meshnode.core.proxies import Proxies
 from meshnode.engine import _native
 from meshnode.engine.link import RelayStream
 from meshnode.netmap.model import RelayNode, RelayRegion
 from meshnode.relay.link import Link
+from meshnode.run.connect import connect_through
 from meshnode.run.scope import Scope
 
 NODE_S: Final = 1.5
@@ -50,6 +52,7 @@ class DialOptions:
     plain: bool = False
     carrier: Carrier | None = field(default=None, repr=False)
     """Who serves the connection, TLS included; None: asyncio and ssl."""
+    proxies: Proxies = field(default_factory=Proxies)
     _carried: dict[bool, object] = field(default_factory=dict, repr=False)
     _verifying: ssl.SSLContext | None = field(default=None, repr=False)
     _trusting: ssl.SSLContext | None = field(default=None, repr=False)
@@ -133,7 +136,7 @@ def explain(error: BaseException) -> str:
 
 async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Link) -> None:
     loop = asyncio.get_running_loop()
-    sock = await _connect(node, _port(node, options))
+    sock = await connect_node(node, options)
     try:
         if options.carrier is not None:
             await _hand_over(node, options, options.carrier, sock, link)
@@ -150,8 +153,12 @@ async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Li
 
 
 async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:
-    """A TCP connection to one node of a map; what is said on it is the caller's business. OSError, TimeoutError."""
-    return await _connect(node, _port(node, options))
+    """A connection to one node of a map; what is said on it is the caller's business. OSError, TimeoutError."""
+    port = _port(node, options)
+    proxy = options.proxies.choose("http" if options.plain else "https", node.host, port)
+    if proxy is None:
+        return await _connect(node, port)
+    return await connect_through(proxy, node.host, port, ca_file=options.ca_file)
 
 
 async def _hand_over(node: RelayNode, options: DialOptions, carrier: Carrier, sock: socket.socket, link: Link) -> None:

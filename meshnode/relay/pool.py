@@ -15,6 +15,7 @@ from typing import Any, Final
 from meshnode.base.addr import RegionId
 from meshnode.base.bounds import DERP_PACKET_MAX, PEERS_MAX, RELAY_REGIONS_MAX
 from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.core.proxies import Proxies
 from meshnode.netmap.model import RelayMap
 from meshnode.relay.client import RegionStatus, RelayClient, RelayState
 from meshnode.relay.dial import Carrier, DialOptions
@@ -45,14 +46,16 @@ class RelayPool:
         allow_insecure: bool = False,
         plain: bool = False,
         carrier: Carrier | None = None,
+        proxies: Proxies | None = None,
     ) -> None:
         """allow_insecure: honour the map's InsecureForTests; plain: speak HTTP without TLS to every relay.
 
         carrier: who serves the connections (`Engine.adopt_relay`); None: this loop, a packet at a time.
+        proxies: which HTTP proxy leads to a relay; None: none.
         """
         self._private = private
         self._clock = clock or Clock()
-        self._options = DialOptions(ca_file, allow_insecure, plain, carrier)
+        self._options = DialOptions(ca_file, allow_insecure, plain, carrier, proxies or Proxies())
         self._scope = Scope("relays")
         self._map = RelayMap()
         self._clients: dict[RegionId, RelayClient] = {}

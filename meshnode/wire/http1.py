@@ -1,7 +1,7 @@
 """One request, one upgrade, one 101, over h11: both ends.
 
-ClientHttp speaks on one connection, one request at a time; after a 101 the connection belongs to
-the new protocol and `rest` holds the bytes that came glued to it. ServerHttp is the other end.
+ClientHttp speaks on one connection, one request at a time; after a 101, or a 2xx to CONNECT, the connection
+belongs to the new protocol and `rest` holds the bytes that came glued to it. ServerHttp is the other end.
 Heads and bodies are bounded; a peer that exceeds a bound or breaks HTTP is a RemoteProtocolError.
 """
 
@@ -29,9 +29,11 @@ class Response:
     """Lower-case names; repeated ones joined with a comma."""
     body: bytes = field(default=b"", repr=False)
     rest: bytes = field(default=b"", repr=False)
-    """After a 101: bytes that already belong to the new protocol."""
+    """After a 101, or a 2xx to CONNECT: bytes that already belong to the new protocol."""
     reusable: bool = False
     """Another request may follow on this connection."""
+    reason: str = ""
+    """The words beside the status, as the other side put them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,13 @@ class ClientHttp(_Half):
         """`host` is the Host header: name and, if not the scheme's own, port."""
         super().__init__(h11.CLIENT, body_limit)
         self._host = host
+        self._connects = False
 
     def request(self, method: str, target: str, headers: Headers = (), body: bytes = b"") -> bytes:
         """The bytes of a request. LocalProtocolError while another is unanswered."""
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
+        self._connects = method == "CONNECT"
         lines = [("Host", self._host), *headers]
         if body or method in ("POST", "PUT"):
             lines.append(("Content-Length", str(len(body))))
@@ -122,7 +126,7 @@ class ClientHttp(_Half):
         return self.request(method, target, [("Upgrade", protocol), ("Connection", "upgrade"), *headers])
 
     def receive(self, data: bytes) -> Response | None:
-        """Feed bytes, b'' at end of stream; the answer once it is complete."""
+        """Feed bytes, b'' at end of stream; the answer once it is complete, that to CONNECT after its head."""
         self._feed(data)
         while True:
             event = self._next()
@@ -133,6 +137,8 @@ class ClientHttp(_Half):
                     return Response(101, _lowered(event.headers), rest=self._http.trailing_data[0])
             elif isinstance(event, h11.Response):
                 self._head, self._body = event, bytearray()
+                if self._connects:
+                    return self._answer(rest=self._http.trailing_data[0])
             elif isinstance(event, h11.Data):
                 self._take(event.data)
             elif isinstance(event, h11.EndOfMessage):
@@ -141,11 +147,14 @@ class ClientHttp(_Half):
                 raise RemoteProtocolError("the connection was closed before an answer came")
 
     def _complete(self, *, at_end: bool) -> Response:
+        reusable = not at_end and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
+        return self._answer(rest=b"" if reusable else self._http.trailing_data[0], reusable=reusable)
+
+    def _answer(self, *, rest: bytes, reusable: bool = False) -> Response:
         head = self._head
         assert isinstance(head, h11.Response)
-        reusable = not at_end and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
-        rest = self._http.trailing_data[0] if not reusable else b""
-        return Response(head.status_code, _lowered(head.headers), bytes(self._body), rest, reusable)
+        reason = head.reason.decode("latin-1")
+        return Response(head.status_code, _lowered(head.headers), bytes(self._body), rest, reusable, reason)
 
 
 class ServerHttp(_Half):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -467,59 +466,5 @@ def test_keep_alives_are_counted_and_keep_the_stream() -> None:
                     while seen.client.counters["keepalives"] < 3:
                         await asyncio.sleep(0)
                 assert seen.client.counters["dials"] == 1
-
-    run(scenario)
-
-
-@asynccontextmanager
-async def connect_proxy(password: str) -> AsyncIterator[tuple[str, list[str]]]:
-    """(address, targets asked for) of a proxy that wants user:password."""
-    asked: list[str] = []
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(65536):
-            writer.write(data)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode()
-        target = head.split(" ")[1]
-        asked.append(target)
-        if b64encode(f"me:{password}".encode()).decode() not in head:
-            writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n")
-            return writer.close()
-        host, _, port = target.rpartition(":")
-        far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
-        async with Scope("proxy") as scope:
-            back = scope.spawn(pump(far_reader, writer), "back")
-            await pump(reader, far_writer)
-            await back
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}", asked
-    finally:
-        server.close()
-
-
-def test_through_a_proxy(certificates: tuple[Path, Path, Path]) -> None:
-    async def scenario() -> None:
-        ca, certificate, key = certificates
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(certificate, key)
-        async with connect_proxy("p@ss") as (where, asked):
-            for options in ({}, {"tls": tls}):
-                async with control(**options) as server:
-                    config = ControlConfig(
-                        server.url, auth_key=server.add_key(), ca_file=str(ca), proxy=f"http://me:p%40ss@{where}"
-                    )
-                    async with joined(config, "inside") as seen:
-                        await seen.until(lambda: bool(seen.netmaps))  # noqa: B023
-                    assert asked and asked[-1] == server.url.rpartition("/")[2]
-                    wrong = replace(config, proxy=f"http://me:no@{where}")
-                    async with joined(wrong) as seen:
-                        await seen.until(lambda: seen.client.state.error is not None)  # noqa: B023
-                        assert "407" in str(seen.client.state.error) and not seen.netmaps
 
     run(scenario)

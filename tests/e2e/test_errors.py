@@ -62,6 +62,7 @@ class Stage:
     folder: Path
     web: str
     tls: str
+    proxy: str
     used: str
 
     @property
@@ -101,6 +102,7 @@ class Stage:
             self.town.control.url: "http://127.0.0.1:8080",
             self.web: "http://127.0.0.1:8000",
             self.tls: "https://127.0.0.1:8443",
+            self.proxy: "http://127.0.0.1:3128",
         }
         for actual, word in known.items():
             text = text.replace(actual, word).replace(actual.partition("//")[2], word.partition("//")[2])
@@ -127,6 +129,9 @@ CASES: list[tuple[str, str, Argv]] = [
     ("no control server", "up --control-url http://127.0.0.1:8000", lambda s: s.up(control_url=s.web)),
     ("unknown CA", "up --control-url https://127.0.0.1:8443", lambda s: s.up(control_url=s.tls)),
     ("no scheme", "up --control-url hs.lan", lambda s: s.up(control_url="hs.lan")),
+    ("no proxy there", "up --proxy http://127.0.0.1:1", lambda s: s.up(proxy="http://127.0.0.1:1")),
+    ("proxy wants a password", "up --proxy http://127.0.0.1:3128", lambda s: s.up(proxy=s.proxy)),
+    ("proxy of another kind", "up --proxy socks5://localhost", lambda s: s.up(proxy="socks5://localhost")),
     ("CA file is none", "up --ca-file /dev/null", lambda s: s.up(control_url=s.tls, ca_file="/dev/null")),
     ("UDP port in use", "up --port 41641", lambda s: s.up(port=str(s.node.status().endpoints[0].port))),
     ("SOCKS5 port in use", "up --socks5 127.0.0.1:8000", lambda s: s.up(socks5=s.web.removeprefix("http://"))),
@@ -204,8 +209,15 @@ async def open_stage(stack: AsyncExitStack, folder: Path, certificates: tuple[Pa
         writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 4\r\n\r\nsite")
         writer.close()
 
+    async def closed(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=office\r\n\r\n")
+        writer.close()
+
     web = await asyncio.start_server(not_found, "127.0.0.1")
     stack.callback(web.close)
+    proxy = await asyncio.start_server(closed, "127.0.0.1")
+    stack.callback(proxy.close)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
     tls = await asyncio.start_server(not_found, "127.0.0.1", ssl=context)
@@ -225,6 +237,7 @@ async def open_stage(stack: AsyncExitStack, folder: Path, certificates: tuple[Pa
         folder=folder,
         web=f"http://127.0.0.1:{web.sockets[0].getsockname()[1]}",
         tls=f"https://127.0.0.1:{tls.sockets[0].getsockname()[1]}",
+        proxy=f"http://127.0.0.1:{proxy.sockets[0].getsockname()[1]}",
         used=used,
     )
 

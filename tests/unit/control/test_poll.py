@@ -18,7 +18,7 @@ from meshnode.base.units import Unix
 from meshnode.control import poll as poll_module
 from meshnode.control.announce import Announcement
 from meshnode.control.client import ControlClient, ControlConfig, Keys
-from meshnode.control.dial import Server
+from meshnode.control.dial import Route, Server
 from meshnode.control.poll import MapPoll, NodeGone, StreamEnded
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.tailcfg import EndpointKind
@@ -40,7 +40,7 @@ class Owner:
     netmap: Netmap | None = None
     netmaps: list[Netmap] = field(default_factory=list)
     progress: int = 0
-    tls: None = None
+    route: Route = field(default_factory=Route)
 
     def __post_init__(self) -> None:
         draw = self.clock.entropy
