@@ -6,21 +6,15 @@ ten times the seeds of an ordinary run.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from meshnode.core.path_values import Mode, State
-from tests.sim.world import FIREWALL_S, close_calls, gaps, pair
+from tests.sim.link import Wg
+from tests.sim.seeds import seeds
+from tests.sim.watch import close_calls
+from tests.sim.world import gaps, pair
 
 DIRECT, RELAY, DEGRADED, UNKNOWN = State.DIRECT, State.RELAY_ONLY, State.DEGRADED, State.UNKNOWN
-
-
-FACTOR = int(os.environ.get("MESHNODE_SIM_FACTOR", "1"))
-
-
-def seeds(count: int) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("seed", range(count * FACTOR))
 
 
 @seeds(40)
@@ -34,7 +28,7 @@ def test_cold_start_goes_direct_and_loses_nothing(seed: int, firewall: bool) -> 
     world.run(2.0)
     talk.cancel()
     world.run(1.0)
-    assert len(b.got[a.key].at) == a.serial, "packets were lost on the way to direct"
+    assert len(b.got[a.key].at) == len(a.sent[b.key]), "packets were lost on the way to direct"
     assert gaps(b.got[a.key], started + 0.05, started + 2.0) < 0.1
     assert world.nodes[0].routes[b.key].mode == Mode.DIRECT
 
@@ -153,7 +147,7 @@ def test_idle_costs_nothing_and_the_first_packet_goes_both_ways(seed: int) -> No
 
 
 @seeds(20)
-def test_random_loss_alone_never_gives_a_direct_path_up(seed: int) -> None:
+def test_random_loss_alone_hardly_ever_gives_a_direct_path_up(seed: int) -> None:
     loss = (0.01, 0.05, 0.2, 0.4)[seed % 4]
     world, a, b = pair(seed, loss=loss)
     world.talk(a, b)
@@ -161,7 +155,7 @@ def test_random_loss_alone_never_gives_a_direct_path_up(seed: int) -> None:
     direct_at = world.now
     world.run(60.0)
     later = [new for at, _, new, _ in a.states + b.states if at > direct_at]
-    assert RELAY not in later
+    assert later.count(RELAY) <= (1 if loss == 0.4 else 0), "twelve pings in a row may be lost at 40 %, by luck"
     if loss <= 0.05:
         assert later.count(DEGRADED) <= 1
 
@@ -196,13 +190,8 @@ def test_a_restarted_peer_is_direct_again(seed: int) -> None:
     world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
     world.run(2.0)
     at = world.now
-    b.discovery.close()
-    b.start_discovery()
-    b.routes.clear()
-    b.discovery.set_endpoints(b.endpoints)
-    b.discovery.on_netmap_peer(a.as_peer())
+    b.restart()
     world.run(1.0)
-    a.discovery.on_netmap_peer(b.as_peer())
     world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 10.0)
     assert a.kicks >= 1
     assert gaps(b.got[a.key], at, world.now) <= 1.0
@@ -213,9 +202,9 @@ def test_sleep_is_noticed_on_waking(seed: int) -> None:
     world, a, b = pair(seed)
     world.talk(a, b)
     world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
-    world.slept_s += 60.0
+    a.sleep(60.0)
+    world.run(60.0)
     woke_at = world.now
-    a.opened.clear()
     world.run(0.2)
     assert any(new == DEGRADED for at, _, new, _ in a.states if at >= woke_at)
     world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
@@ -249,10 +238,14 @@ def test_same_seed_same_story() -> None:
 def test_the_firewall_of_this_world_is_one() -> None:
     """A world in which everything passes would prove nothing."""
     world, a, b = pair(1, firewall=True)
-    a.send_udp(b.ips[0], b.port, b"data" + bytes(8))
+    session = b.tunnel(a).current
+    a.transmit(b.endpoints[0], Wg("data", session, 1, 128))
     world.run(1.0)
     assert a.key not in b.got
-    assert FIREWALL_S > 1
+    b.firewall = None
+    a.transmit(b.endpoints[0], Wg("data", session, 2, 128))
+    world.run(1.0)
+    assert list(b.got[a.key].at) == [2]
 
 
 @seeds(20)
