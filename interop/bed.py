@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, Protocol
 
 from interop.certs import Authority
@@ -88,9 +89,18 @@ class Bed:
         start_origin(host, self.files(host, f"hello from {name}\n"), 80, 81)
         return node
 
-    def mesh(self, name: str, *, key: str | None = None, ephemeral: bool = False) -> Meshnode:
-        """A node of ours on a host of its own, serving a directory on ports 80 and 81; ready."""
-        host = self.lab.host(name)
+    def mesh(
+        self,
+        name: str,
+        *,
+        key: str | None = None,
+        ephemeral: bool = False,
+        host: Host | None = None,
+        extra: Sequence[str] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> Meshnode:
+        """A node of ours, by default on a host of its own, serving a directory on ports 80 and 81; ready."""
+        host = host or self.lab.host(name)
         directory = self.files(host, f"hello from {name}\n")
         node = Meshnode(
             host,
@@ -99,6 +109,8 @@ class Bed:
             key=key or self.headscale.key(ephemeral=ephemeral),
             ephemeral=ephemeral,
             serve=[f"http:80={directory}", f"http:81={directory}"],
+            extra=list(extra),
+            variables=dict(variables),
         )
         return node.start()
 

@@ -125,6 +125,24 @@ class Host:
         )
         self.nft(rules)
 
+    def only_tcp(self, port: int, address: str = "") -> None:
+        """Leave this host nothing but TCP to one port, of one IPv4 address or of any, until the lab ends."""
+        there = f"ip daddr {address} " if address else ""
+        back = f"ip saddr {address} " if address else ""
+        rules = "\n".join(
+            [
+                "table inet mnonly {",
+                "chain in { type filter hook input priority -200 ; policy drop ;",
+                f'iifname "lo" accept ; {back}tcp sport {port} accept ;',
+                "}",
+                "chain out { type filter hook output priority -200 ; policy drop ;",
+                f'oifname "lo" accept ; {there}tcp dport {port} accept ;',
+                "}",
+                "}",
+            ]
+        )
+        self.nft(rules)
+
     def heal_udp(self) -> None:
         self.nft("delete table inet mncut")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote
 
-from interop.lab import Host, Process, until
+from interop.lab import Host
+from interop.process import Process, until
 
 Kind = Literal["tinyproxy", "squid"]
 PORT = 3128

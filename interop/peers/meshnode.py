@@ -51,6 +51,8 @@ class Meshnode:
     socks5: bool = True
     extra: list[str] = field(default_factory=list)
     ca: Path | None = None
+    variables: dict[str, str] = field(default_factory=dict)
+    """More of its environment."""
     process: Process | None = None
     ready: Ready | None = None
 
@@ -60,7 +62,7 @@ class Meshnode:
 
     @property
     def _environment(self) -> dict[str, str]:
-        environment = {"MESHNODE_LAB_KEY": self.key} if self.key else {}
+        environment = {"MESHNODE_LAB_KEY": self.key, **self.variables} if self.key else dict(self.variables)
         if self.ca is not None:
             environment["SSL_CERT_FILE"] = str(self.ca)
         return environment
