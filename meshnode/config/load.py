@@ -9,12 +9,12 @@ never enter an error. Reading `env:` and `file:` values goes through callables.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-from meshnode.base.addr import split_host_port
+from meshnode.base.addr import Endpoint, is_tailnet, split_host_port
 from meshnode.base.errors import ConfigError
 from meshnode.base.proxy import OFF, Proxy
 from meshnode.config.duration import parse_duration
@@ -43,6 +43,7 @@ MTU_RANGE: Final = (1280, 1420)
 """IPv6 needs 1280; above 1420 a tunnel packet no longer fits an Ethernet frame."""
 
 INTERFACE_NAME_MAX: Final = 15
+ADVERTISE_MAX: Final = 8
 TCP_MEMORY_MIN: Final = 1 << 20
 """Bytes; below this a handful of connections would starve one another."""
 
@@ -437,6 +438,20 @@ def check_tun(text: str) -> tuple[str, str]:
     return "", text
 
 
+def check_advertise(texts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
+    """(problem or '', the endpoints as written). Addresses that somebody else could send to."""
+    if len(texts) > ADVERTISE_MAX:
+        return f"{len(texts)} addresses are more than the {ADVERTISE_MAX} that peers are told", tuple(texts)
+    for text in texts:
+        try:
+            ip, port, _ = Endpoint.parse(text)
+        except ValueError as error:
+            return f"{error}; write IP:PORT or [IP]:PORT", tuple(texts)
+        if not port or ip.is_unspecified or ip.is_multicast or is_tailnet(ip):
+            return f"{text} is no address that peers can send to from outside", tuple(texts)
+    return "", tuple(texts)
+
+
 def check_tcp_memory(value: int) -> tuple[str, int]:
     """(problem or '', the bytes). 0 lets the engine choose."""
     fine = value == 0 or TCP_MEMORY_MIN <= value < 1 << 63
@@ -500,5 +515,6 @@ _CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
     "socks5": _check_door,
     "tun": check_tun,
     "tcp_memory": check_tcp_memory,
+    "advertise": check_advertise,
     "serve": _check_serve,
 }

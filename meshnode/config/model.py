@@ -111,6 +111,12 @@ class Tailscale:
         metavar="URL|off",
     )
     port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")
+    advertise: tuple[str, ...] = setting(
+        (),
+        "address at which peers reach this node from outside, beside those it finds: a published port of a container, "
+        "a forwarded one of a router",
+        metavar="IP:PORT",
+    )
     mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
     plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)
     insecure_relays: bool = setting(False, "honour InsecureForTests of the relay map", flag=False)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
@@ -214,6 +214,14 @@ class ControlClient:
         self._hurry.set()
         if self._session is not None:
             self._session.close(ControlError(f"reconnecting: {reason}"))
+
+    def on_network(self, gone: Collection[str]) -> None:
+        """The network changed. gone: addresses that are not ours any more; a wait before a dial ends now."""
+        transport = self._session.link.pipe.transport if self._session is not None else None
+        if transport is None:
+            self._hurry.set()
+        elif (transport.get_extra_info("sockname") or ("",))[0] in gone:
+            self.reconnect("our address of this connection is gone")
 
     async def logout(self, timeout_s: float = 3.0) -> None:
         """Expire this node at the server (an ephemeral one is gone at once) and end `run()`.

@@ -21,8 +21,11 @@ IDLE_S: Final = 60.0
 PONG_MIN_S: Final = 1.0
 PONG_MAX_S: Final = 5.0
 PONG_MISSES: Final = 2
+CHECK_WAITS_S: Final = (1.0, 2.0)
+"""How long each of the two pings of a check may take."""
 RETRY_STEP_S: Final = 0.010
-RETRY_CAP_S: Final = 5.0
+RETRY_CAP_S: Final = 3.5
+"""With a dial that fails after its 1.5 s, a relay that is back is found within five seconds."""
 
 
 class Verdict(Enum):
@@ -35,13 +38,13 @@ class Verdict(Enum):
 
 def retry_delay(failures: int, uniform: Callable[[float, float], float]) -> float:
     """Seconds before dial attempt number `failures` + 1; jitter from 0, so that a restart brings no storm."""
-    return min(failures * failures * RETRY_STEP_S, RETRY_CAP_S) * uniform(0.0, 1.5)
+    return min(1.5 * failures * failures * RETRY_STEP_S, RETRY_CAP_S) * uniform(0.0, 1.0)
 
 
 class Liveness:
     """One connection's pulse. All instants are loop time."""
 
-    __slots__ = ("_idle_s", "_misses", "_ping_at", "heard_at", "sent_at", "srtt")
+    __slots__ = ("_idle_s", "_is_checked", "_misses", "_ping_at", "heard_at", "sent_at", "srtt")
 
     def __init__(self, now: Seconds, uniform: Callable[[float, float], float]) -> None:
         self.heard_at: float = now
@@ -50,11 +53,13 @@ class Liveness:
         self._idle_s = IDLE_S * uniform(0.9, 1.1)
         self._ping_at: float | None = None
         self._misses = 0
+        self._is_checked = False
 
     def hear(self, now: Seconds) -> None:
         """Any frame arrived."""
         self.heard_at = now
         self._misses = 0
+        self._is_checked = False
 
     def hear_pong(self, now: Seconds) -> None:
         """The answer to our ping arrived."""
@@ -68,6 +73,11 @@ class Liveness:
         woke = now - self.sent_at >= ACTIVE_S
         self.sent_at = now
         return woke
+
+    def check(self) -> None:
+        """Doubt it: the network changed or the machine slept. Ping now; two short waits decide."""
+        self._is_checked = True
+        self._misses = 0
 
     def note_ping(self, now: Seconds) -> None:
         """Our ping left."""
@@ -95,6 +105,8 @@ class Liveness:
     def _due_at(self) -> float:
         if self._is_waiting():
             assert self._ping_at is not None
+            if self._is_checked:
+                return self._ping_at + CHECK_WAITS_S[min(self._misses, 1)]
             return self._ping_at + min(PONG_MAX_S, max(PONG_MIN_S, 4 * (self.srtt or 0.0)))
         active = self.sent_at > self.heard_at - ACTIVE_S
         return self.heard_at + (ACTIVE_S if active else self._idle_s)

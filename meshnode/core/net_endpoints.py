@@ -10,6 +10,7 @@ Source: docs/protocol/paths.md 4.6; docs/protocol/control.md 4.1, 8.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Final
 
 from meshnode.base.addr import IP, Endpoint
@@ -40,6 +41,12 @@ class Mapped:
     def note_link_change(self) -> None:
         """What the next answers do not confirm is of the old network."""
         self._is_stale = True
+
+    def forget(self, families: Collection[int]) -> set[IP]:
+        """The way out of these families, 4 or 6, is another one; returns the addresses that are ours no longer."""
+        gone = {e.ip for e in self._seen if e.ip.version in families}
+        self._seen = {e: at for e, at in self._seen.items() if e.ip not in gone}
+        return gone
 
     def learn(self, report: NetReport, now: Seconds) -> set[IP]:
         """Take a report; returns the addresses that are ours no longer."""

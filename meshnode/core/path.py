@@ -166,6 +166,8 @@ class PeerPath(PathBody):
         for candidate in hit:
             candidate.forget()
             self.void_probes(candidate)
+        if self.seen_as is not None and any(c.endpoint.ip.version == self.seen_as.ip.version for c in hit):
+            self.seen_as = None
         run_row(self, Event.LINK, hit)
         return self._finish()
 

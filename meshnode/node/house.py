@@ -24,6 +24,7 @@ from meshnode.netmap.model import Netmap
 from meshnode.node.events import Broadcast
 from meshnode.node.home import HomeKeeper
 from meshnode.node.keeper import Keeper
+from meshnode.node.links import LinkKeeper
 from meshnode.node.offloads import offloads
 from meshnode.node.reach import Reach
 from meshnode.node.status import Pong
@@ -63,6 +64,7 @@ class House:
         self.interface: Interface | None = None
         self.wiring = Wiring(self, broadcast)
         self.reach = Reach(self)
+        self.links = LinkKeeper(self)
         self._scope = scope
         self._on_failure = on_failure
         self._keeper: Keeper | None = None
@@ -88,9 +90,9 @@ class House:
         self.reach.start()
         self._rooms.callback(self.reach.close)
         self.wiring.introduce()
-        self.reach.refresh()
+        self._rooms.callback(self.links.close)
+        self.links.start()
         self._scope.spawn(self.reach.netcheck.run(), "netcheck")
-        self._scope.spawn(self.reach.watch(), "endpoints")
         self._scope.spawn(keeper.keep_saving(), "state")
         self._scope.spawn(self._keep_floor(), "floor")
         self._scope.spawn(self._watch_bugs(), "bugs")

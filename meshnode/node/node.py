@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from meshnode.base.addr import IP, parse_ip, split_host_port
+from meshnode.base.addr import IP, Endpoint, parse_ip, split_host_port
 from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady
 from meshnode.config.load import (
+    check_advertise,
     check_control_url,
     check_disco,
     check_hostname,
@@ -63,6 +65,7 @@ class Node(Network):
         ca_file: str = "",
         proxy: str | Secret = "",
         port: int = 0,
+        advertise: Sequence[str] = (),
         mtu: int = DEFAULT_MTU,
         plain_relays: bool = False,
         insecure_relays: bool = False,
@@ -79,7 +82,8 @@ class Node(Network):
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
         proxy: URL of an HTTP proxy for control and relays; '' = as the environment says, 'off' = none.
-        port: UDP port, 0 = any. paths: see `set_paths`.
+        port: UDP port, 0 = any. advertise: addresses with ports at which peers reach this node from outside, beside
+        those it finds. paths: see `set_paths`.
         udp_gso: "auto", "off" or "never-equal-tail"; udp_gro: "auto" or "off": see docs/reference/configuration.md.
         tun: name of a kernel interface to make, for every program of this machine; needs CAP_NET_ADMIN.
         tcp_memory: bytes that all TCP connections together may hold, 0 = the engine's choice; tcp_ecn: congestion
@@ -115,6 +119,10 @@ class Node(Network):
         self.ca_file = ca_file
         self.proxies = Proxies(proxy.reveal() if isinstance(proxy, Secret) else proxy, os.environ)
         self.port = port
+        problem, texts = check_advertise(advertise)
+        if problem:
+            raise ConfigError(f"advertise: {problem}")
+        self.advertise = tuple(map(Endpoint.parse, texts))
         self.mtu = mtu
         self.plain_relays = plain_relays
         self.insecure_relays = insecure_relays
@@ -147,6 +155,7 @@ class Node(Network):
             ca_file=tailscale.ca_file,
             proxy=tailscale.proxy,
             port=tailscale.port,
+            advertise=tailscale.advertise,
             mtu=tailscale.mtu,
             plain_relays=tailscale.plain_relays,
             insecure_relays=tailscale.insecure_relays,

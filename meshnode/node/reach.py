@@ -1,20 +1,21 @@
 """Reach: what keeps this node reachable: its own endpoints and its home, told to peers and to control as they change.
 
 Sources put what they find into the book; peers hear of it at once, control as `core.net_endpoints` says. Reports of
-the netcheck become endpoints, a home and NetInfo here. Watches the machine's addresses.
+the netcheck become endpoints, a home and NetInfo here. `links` says what the interfaces have.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.base.addr import Endpoint
+from meshnode.base.addr import IP, Endpoint
 from meshnode.core.net_endpoints import Mapped, Told, forwarded_guess
 from meshnode.core.net_info import NetInfo
 from meshnode.core.net_schedule import Cause
+from meshnode.core.network import Change
 from meshnode.core.report import NetReport
 from meshnode.netmap.model import RelayMap, RelayRegion
 from meshnode.netmap.tailcfg import EndpointKind
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from meshnode.node.house import House
     from meshnode.underlay.netcheck import Netcheck
 
-ENDPOINTS_EVERY_S: Final = 10.0
 TRAFFIC: Final = ("wg_rx_data", "wg_tx_data")
 """Counters of the engine that move when peers' packets do."""
 
@@ -89,8 +89,10 @@ class Reach:
 
     def _put_mapped(self) -> None:
         """What STUN shows beyond our own addresses: without a NAT it shows those, and they are better named local."""
-        local = self.book.of(EndpointKind.LOCAL)
-        self.put(EndpointKind.STUN, tuple(e for e in self._mapped.current() if e not in local))
+        self.put(EndpointKind.STUN, self._beyond(self.book.of(EndpointKind.LOCAL)))
+
+    def _beyond(self, local: tuple[Endpoint, ...]) -> tuple[Endpoint, ...]:
+        return tuple(e for e in self._mapped.current() if e not in local)
 
     def _tell_control(self) -> None:
         now = self._house.clock.now()
@@ -135,29 +137,20 @@ class Reach:
         self._house.home.on_link_change()
         self.netcheck.request(Cause.LINK)
 
-    async def watch(self) -> None:
-        """Look at the machine's addresses for ever."""
-        while True:
-            await asyncio.sleep(ENDPOINTS_EVERY_S)
-            self.refresh()
+    def on_network(self, local: tuple[Endpoint, ...], change: Change, usable: Collection[IP] | None) -> None:
+        """The machine's network changed; what a NAT gave to a way out that is gone, is gone with it.
 
-    def refresh(self) -> None:
-        """Look at the machine's addresses now."""
-        from meshnode.underlay.endpoints import local_endpoints
-
-        house = self._house
-        had = self.book.of(EndpointKind.LOCAL)
-        found = tuple(local_endpoints(house.engine.port4, house.engine.port6, loopback_ok=house.node.use_loopback))
-        if found == had:
-            return
-        gone = {e.ip for e in had} - {e.ip for e in found}
-        self.put(EndpointKind.LOCAL, found)
-        self._put_mapped()
-        if gone:
-            house.engine.rebind()
-            house.discovery.on_link_change(gone)
-        house.pool.on_link_change()
-        if had:
+        local: what we have at the interfaces now. usable: every address of ours that works; None: not known.
+        """
+        portmapped = self.book.of(EndpointKind.PORTMAPPED)
+        kept = tuple(e for e in portmapped if e.ip.version not in change.moved)
+        gone = change.gone | self._mapped.forget(change.moved) | {e.ip for e in portmapped if e not in kept}
+        self.book.put(EndpointKind.LOCAL, local)
+        self.book.put(EndpointKind.PORTMAPPED, kept)
+        self.book.put(EndpointKind.STUN, self._beyond(local))
+        self._house.discovery.roaming.on_network(self.endpoints, gone, usable)
+        self._tell_control()
+        if not change.is_minor:
             self.on_link_change()
 
     # --- reports ---

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from meshnode.base.addr import RegionId
+from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.keys import MachinePublic, NodePublic
 from meshnode.control.client import ControlState, Keys, LoginResult
 from meshnode.engine.engine import KEYS_CLOCK_BEHIND
@@ -48,7 +48,7 @@ class Wiring:
         engine.on_relay_send = self._relay_send
         engine.on_peer_send = discovery.on_send
         engine.on_peer_recv = discovery.on_recv
-        engine.on_send_error = discovery.on_send_error
+        engine.on_send_error = self._on_send_error
         engine.on_handshake = discovery.on_handshake
         engine.on_rebound = self._on_rebound
         engine.on_keys = self._on_keys
@@ -132,8 +132,13 @@ class Wiring:
         else:
             _log.debug("no new WireGuard session for nine minutes; the keys are wiped", peer=peer)
 
+    def _on_send_error(self, endpoint: Endpoint, number: int) -> None:
+        self._house.discovery.on_send_error(endpoint, number)
+        self._house.links.on_send_error(endpoint.ip, number)
+
     def _on_rebound(self, number: int) -> None:
         engine = self._house.engine
+        self._house.links.on_rebound(number)
         if number:
             _log.error("no UDP socket after the change of the network; relays carry everything", errno=number)
         else:

@@ -8,7 +8,7 @@ Source: docs/protocol/paths.md 2.2, 2.3.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -155,9 +155,17 @@ class RelayClient:
         if self._link is not None:
             self._link.ask()
 
-    def retry_now(self) -> None:
-        """The link changed: do not wait out a delay."""
+    def on_network(self, gone: Collection[str]) -> None:
+        """The network changed, or the machine slept. gone: addresses that are not ours any more.
+
+        A connection from one of them is over; any other is asked whether it lives; a delay is not waited out.
+        """
         self._hurry.set()
+        if self._link is not None:
+            if self._link.local_ip in gone:
+                self._link.abort("its local address is gone")
+            else:
+                self._link.check()
 
     def close(self) -> None:
         """Nobody needs it. What waits is dropped; `open` or a packet starts it again."""

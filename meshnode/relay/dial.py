@@ -137,6 +137,7 @@ def explain(error: BaseException) -> str:
 async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Link) -> None:
     loop = asyncio.get_running_loop()
     sock = await connect_node(node, options)
+    link.local_ip = sock.getsockname()[0]
     try:
         if options.carrier is not None:
             await _hand_over(node, options, options.carrier, sock, link)

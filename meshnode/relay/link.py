@@ -80,6 +80,8 @@ class Link(asyncio.Protocol):
         self.restart_hint: tuple[float, float] | None = None
         """What the relay announced before it went: (seconds to wait, seconds to try)."""
         self.info: derp.ServerInfo | None = None
+        self.local_ip = ""
+        """Our end's address, as text; '' until the dialler tells."""
         self.rx_bytes = 0
         self.tx_bytes = 0
         self._is_paused = False
@@ -293,6 +295,13 @@ class Link(asyncio.Protocol):
             self.ping()
             self._arm_pulse()
 
+    def check(self) -> None:
+        """The network changed or the machine slept: ask now, and do not wait long for the answer."""
+        if self._phase is Phase.OPEN:
+            self._pulse.check()
+            self.ping()
+            self._arm_pulse()
+
     def _arm_pulse(self) -> None:
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
@@ -310,9 +319,9 @@ class Link(asyncio.Protocol):
 
     # --- the end ---
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "closed by us") -> None:
         """End it now, from our side."""
-        self._end("closed by us")
+        self._end(reason)
 
     def _end(self, reason: str) -> None:
         if self._phase is Phase.CLOSED:

@@ -9,10 +9,10 @@ Source: docs/protocol/paths.md 2.3.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final
 
-from meshnode.base.addr import RegionId
+from meshnode.base.addr import IP, RegionId
 from meshnode.base.bounds import DERP_PACKET_MAX, PEERS_MAX, RELAY_REGIONS_MAX
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.core.proxies import Proxies
@@ -135,10 +135,11 @@ class RelayPool:
         """How relays are reached, for who asks them something else."""
         return self._options
 
-    def on_link_change(self) -> None:
-        """Addresses changed: waiting connections dial now."""
-        for client in self._clients.values():
-            client.retry_now()
+    def on_network(self, gone: Collection[IP] = ()) -> None:
+        """The network changed (gone: addresses we lost) or the machine slept: which connections still live?"""
+        texts = {str(ip) for ip in gone}
+        for client in list(self._clients.values()):
+            client.on_network(texts)
 
     # --- packets ---
 

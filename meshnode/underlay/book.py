@@ -2,7 +2,7 @@
 
 Each source (interfaces, STUN, a port mapping, the configuration) puts its whole set; the first kind to name an
 endpoint wins it. Bounded in all.
-Source: docs/protocol/paths.md 4.6.
+Source: docs/protocol/paths.md 4.6, and 8.7 for the order.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from meshnode.netmap.tailcfg import EndpointKind
 
 ORDER: Final = (
     EndpointKind.PORTMAPPED,
+    EndpointKind.EXPLICIT,
     EndpointKind.STUN,
     EndpointKind.STUN_LOCAL_PORT,
-    EndpointKind.EXPLICIT,
     EndpointKind.LOCAL,
 )
 

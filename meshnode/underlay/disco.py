@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from meshnode.base.addr import IP, Endpoint, RegionId
@@ -37,6 +37,7 @@ from meshnode.run.clock import Clock
 from meshnode.underlay.deadlines import CallLater, Deadlines
 from meshnode.underlay.peers import Known
 from meshnode.underlay.pings import PingResult, Pings
+from meshnode.underlay.roaming import Roaming
 from meshnode.underlay.speaker import Speaker, ignore, resolve
 from meshnode.wire import disco as wire
 
@@ -44,8 +45,6 @@ __all__ = ["Discovery", "PingResult"]
 
 PINGS_PER_S: Final = 2000.0
 CALLS_PER_S: Final = 100.0
-SLEEP_S: Final = 10.0
-"""A boot clock that ran this much ahead of ours means the machine slept."""
 UNREACHABLE: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EHOSTDOWN}
 )
@@ -74,7 +73,8 @@ class Discovery(Speaker):
         self._ping_budget = Bucket(PINGS_PER_S, PINGS_PER_S)
         self._call_budget = Bucket(CALLS_PER_S, CALLS_PER_S)
         self._pings = Pings(self._clock)
-        self._asleep_s = self._sleep_offset()
+        self.roaming = Roaming(self._clock, self._own, self._awake, self._perform)
+        """Changes of this machine's own network."""
         self.set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], Any] = ignore
         """Engine.set_path: (peer, direct, region, mode)"""
         self.kick: Callable[[NodePublic], Any] = ignore
@@ -138,7 +138,7 @@ class Discovery(Speaker):
         known = self._peers.get(peer)
         if known is None:
             return
-        self._look_for_sleep()
+        self.roaming.look_for_sleep()
         path = self._path(known)
         self._perform(known, path.on_send(self._clock.now(), wanted=wanted))
         if wanted and path.last_path.mode is not Mode.NONE:
@@ -225,23 +225,12 @@ class Discovery(Speaker):
 
     # --- what the link says ---
 
-    def on_link_change(self, gone: Iterable[IP] = ()) -> None:
+    def on_link_change(self, gone: Collection[IP] = ()) -> None:
         """Local addresses vanished, or (empty) everything may have changed, as after sleep."""
-        vanished = set(gone)
-        families = {ip.version for ip in vanished} or {4, 6}
-        self._own.forget(vanished)
-        for known, path in self._awake():
-            self._perform(known, path.on_link(lambda e: e.ip.version in families, self._clock.now()))
-
-    def _sleep_offset(self) -> float:
-        return self._clock.boot_ns() / 1e9 - self._clock.now()
-
-    def _look_for_sleep(self) -> None:
-        offset = self._sleep_offset()
-        slept, self._asleep_s = offset - self._asleep_s > SLEEP_S, offset
-        if slept:
-            self._counters["wakes"] += 1
-            self.on_link_change()
+        if gone:
+            self.roaming.on_network([e for e in self._own.current if e.ip not in gone], gone, None)
+        else:
+            self.roaming.on_everything()
 
     # --- questions ---
 
@@ -285,7 +274,8 @@ class Discovery(Speaker):
             "disco_calls_suppressed": self._call_budget.refused,
             "disco_pongs_suppressed": self._pong_budget.refused,
         }
-        return dict(self._counters) | limits
+        roaming = {"wakes": self.roaming.wakes, "ways_changed": self.roaming.touched}
+        return dict(self._counters) | limits | roaming
 
     def close(self) -> None:
         """Cancel every timer and forget the peers."""
@@ -316,6 +306,7 @@ class Discovery(Speaker):
     def _perform(self, known: Known, effects: Iterable[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, SendPing):
+                self.roaming.note(effect.endpoint.ip)
                 self._send_ping(known, effect)
             elif isinstance(effect, Call):
                 self._send_call(known)
@@ -358,6 +349,6 @@ class Discovery(Speaker):
         return known.path
 
     def _on_due(self, known: Known) -> None:
-        self._look_for_sleep()
+        self.roaming.look_for_sleep()
         if known.path is not None:
             self._perform(known, known.path.on_deadline(self._clock.now()))

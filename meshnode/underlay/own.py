@@ -26,6 +26,11 @@ class OwnEndpoints:
         self._said: dict[Endpoint, float] = {}
         self._learned_at = -1e9
 
+    @property
+    def current(self) -> tuple[Endpoint, ...]:
+        """The set as it was last taken."""
+        return self._current
+
     def replace(self, endpoints: tuple[Endpoint, ...], now: float) -> bool:
         """Take the set as it is now; True if it differs from the one before."""
         for endpoint in self._current:

@@ -364,3 +364,21 @@ def test_cancelling_a_start_leaves_nothing(tmp_path: Path) -> None:
             assert len(town.control.tailnet.members) == 1
 
     run("asyncio", work)
+
+
+def test_an_advertised_address_is_told_to_peers_before_those_found() -> None:
+    async def work() -> None:
+        async with make_town() as town:
+            one = await town.join("one", advertise=["203.0.113.5:41641", "[2001:db8::5]:41641"])
+            other = await town.join("other")
+            await see_each_other(one, other)
+
+            def told() -> list[str]:
+                assert other.netmap is not None
+                return [str(e) for p in other.netmap.peers.values() for e in p.endpoints]
+
+            await until(lambda: len(told()) > 2, "control passes the endpoints on")
+            assert told()[:2] == ["203.0.113.5:41641", "[2001:db8::5]:41641"]
+            assert any(text.startswith("127.0.0.1:") for text in told()[2:])
+
+    run("asyncio", work)

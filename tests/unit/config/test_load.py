@@ -75,6 +75,8 @@ def test_aliases_in_their_order() -> None:
     assert build({}, {"TAILSCALE_LOGIN_SERVER": "http://hs:8080"}).tailscale.control_url == "http://hs:8080"
     assert build({}, {"TS_SOCKS5_SERVER": ":1055"}).tunnel.socks5 == ":1055"
     assert build({}, {"MESHNODE_TUN": "mesh0"}).tunnel.tun == "mesh0"
+    published = build({}, {"MESHNODE_ADVERTISE": "203.0.113.5:41641 [2001:db8::5]:41641"})
+    assert published.tailscale.advertise == ("203.0.113.5:41641", "[2001:db8::5]:41641")
     assert build({}, {"MESHNODE_HOSTNAME": "", "TS_HOSTNAME": "x"}).tailscale.hostname == "x"
 
 
@@ -136,6 +138,9 @@ control_url = "https://two.example"
         ("[tunnel]\ntun = 'sixteen-letters-'", "tun: 'sixteen-letters-' is longer than the 15 letters that"),
         ("[tunnel]\ntun = 'mesh%d'", "tun: 'mesh%d' is no name for an interface: letters, digits, '-', '_' and '.'"),
         ("[tunnel]\ntun = '..'", "tun: '..' is no name for an interface"),
+        ("[tailscale]\nadvertise = ['example.org:1']", "advertise: 'example.org' does not appear to be an IPv4 or"),
+        ("[tailscale]\nadvertise = ['203.0.113.5']", "advertise: '203.0.113.5' is not an address with a port; write"),
+        ("[tailscale]\nadvertise = ['100.64.0.1:5']", "advertise: 100.64.0.1:5 is no address that peers can send to"),
         ("[tunnel]\nsocks5 = 'localhost'", "socks5: 'localhost' has no port; write HOST:PORT  (node.toml:2)"),
         ("[tailscale\n", "not valid TOML:"),
         ("a = ", "(node.toml:1)"),

@@ -65,4 +65,30 @@ def test_retry_curve() -> None:
     assert retry_delay(0, dice.uniform) == 0
     for failures in range(1, 60):
         for _ in range(20):
-            assert 0 <= retry_delay(failures, dice.uniform) <= min(failures**2 * 0.010, 5.0) * 1.5
+            assert 0 <= retry_delay(failures, dice.uniform) <= min(failures**2 * 0.010 * 1.5, 3.5)
+
+
+def test_a_check_decides_within_three_seconds_whatever_the_round_trip() -> None:
+    pulse = Liveness(Seconds(0.0), middle)
+    pulse.note_ping(Seconds(0.0))
+    pulse.hear_pong(Seconds(2.0))
+    pulse.hear(Seconds(2.0))
+    pulse.check()
+    pulse.note_ping(Seconds(10.0))
+    assert pulse.next_deadline() == 11.0 and pulse.on_deadline(Seconds(11.0)) is Verdict.PING
+    pulse.note_ping(Seconds(11.0))
+    assert pulse.next_deadline() == 13.0 and pulse.on_deadline(Seconds(13.0)) is Verdict.DEAD
+
+
+def test_a_check_that_is_answered_is_over() -> None:
+    pulse = Liveness(Seconds(0.0), middle)
+    pulse.check()
+    pulse.note_ping(Seconds(10.0))
+    pulse.hear(Seconds(10.2))
+    assert pulse.next_deadline() == 10.2 + IDLE_S
+
+
+def test_a_relay_that_is_back_is_dialled_within_five_seconds() -> None:
+    dice = random.Random(1)
+    longest = max(retry_delay(failures, dice.uniform) for failures in range(1, 60) for _ in range(200))
+    assert longest + 1.5 <= 5.0, "with an attempt that fails after its 1.5 s"

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from meshnode.base.addr import Endpoint, parse_ip
-from meshnode.underlay.endpoints import Address, choose, local_endpoints, read_addresses
+from meshnode.base.bounds import OWN_ENDPOINTS_MAX
+from meshnode.core.network import Address
+from meshnode.netmap.tailcfg import EndpointKind
+from meshnode.underlay.book import EndpointBook
+from meshnode.underlay.endpoints import choose, local_endpoints
+from meshnode.underlay.interfaces import read_network
 from meshnode.underlay.own import STICKY_S, OwnEndpoints
 
 
@@ -46,9 +51,9 @@ def test_v6_subnets_are_thinned_and_unique_local_yields_to_global() -> None:
 
 
 def test_this_machine_has_addresses() -> None:
-    found = read_addresses()
-    assert any(a.ip.is_loopback for a in found)
-    named = local_endpoints(1234, 0, loopback_ok=True)
+    found = read_network()
+    assert found.is_complete and any(ip.is_loopback for ip in found.ips)
+    named = local_endpoints(found, 1234, 0, loopback_ok=True)
     assert Endpoint(parse_ip("127.0.0.1"), 1234) in named
     assert all(e.port == 1234 and e.ip.version == 4 for e in named)
 
@@ -91,3 +96,23 @@ def test_loopback_is_pinged_on_one_machine() -> None:
     alone = OwnEndpoints(loopback_ok=False)
     alone.replace((Endpoint.parse("127.0.0.1:8"),), 0.0)
     assert alone.admits(loop)
+
+
+def test_the_book_keeps_explicit_addresses_whatever_else_is_found() -> None:
+    book = EndpointBook()
+    explicit, mapped = Endpoint.parse("203.0.113.5:41641"), Endpoint.parse("203.0.113.9:1")
+    many = [Endpoint.parse(f"10.0.0.{n}:1") for n in range(40)]
+    assert book.put(EndpointKind.LOCAL, many) and book.put(EndpointKind.STUN, many[:6])
+    assert book.put(EndpointKind.EXPLICIT, [explicit]) and book.put(EndpointKind.PORTMAPPED, [mapped])
+    entries = book.entries()
+    assert entries[:3] == (
+        (mapped, EndpointKind.PORTMAPPED), (explicit, EndpointKind.EXPLICIT), (many[0], EndpointKind.STUN),
+    )  # fmt: skip
+    assert len(entries) == OWN_ENDPOINTS_MAX and not book.put(EndpointKind.EXPLICIT, [explicit])
+
+
+def test_containers_that_come_and_go_do_not_change_the_list() -> None:
+    """A bridge counts without a carrier, a stub has no address of its own; both only up to a cap."""
+    bridges = [(f"172.{n}.0.1", "docker0" if n == 17 else f"br-{n}") for n in range(17, 22)]
+    before = chosen(("10.0.0.5", "eth0"), *bridges)
+    assert chosen(("10.0.0.5", "eth0"), *bridges, ("172.30.0.1", "br-new"), ("fe80::1", "veth1")) == before
