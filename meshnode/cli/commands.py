@@ -24,14 +24,16 @@ TIMEOUT_SLACK_S: Final = 2.0
 """The node's own timeout comes first, so that its better message arrives."""
 
 
-def _door(parsed: argparse.Namespace) -> Door:
+def door_of(parsed: argparse.Namespace) -> Door:
+    """The socket of the node that is meant. NoRunningNode when it is asked and there is none."""
     directory = parsed.state_dir or os.environ.get("MESHNODE_STATE_DIR") or os.environ.get("TS_STATE_DIR") or ""
     if not directory and parsed.network:
         directory = str(default_state_dir(os.environ, parsed.network))
     return Door(find_socket(directory, os.environ))
 
 
-def _print_json(value: Any) -> None:
+def print_json(value: Any) -> None:
+    """For programs: indented, with letters as they are."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -40,7 +42,7 @@ def run_version(parsed: argparse.Namespace) -> int:
     from meshnode import __version__
 
     if parsed.json:
-        _print_json({"short": __version__, "long": __version__, "majorMinorPatch": __version__})
+        print_json({"short": __version__, "long": __version__, "majorMinorPatch": __version__})
     else:
         print(__version__)
     return 0
@@ -48,9 +50,9 @@ def run_version(parsed: argparse.Namespace) -> int:
 
 def run_status(parsed: argparse.Namespace) -> int:
     """`meshnode status`."""
-    status = _door(parsed).get("/status")
+    status = door_of(parsed).get("/status")
     if parsed.json:
-        _print_json(status)
+        print_json(status)
         return 0
     peers = sorted((status.get("Peer") or {}).values(), key=lambda peer: str(peer["DNSName"]))
     rows = [_status_row(status, status["Self"], "-")] if status.get("Self") else []
@@ -117,7 +119,7 @@ def _peer_state(peer: dict[str, Any]) -> str:
 
 def run_ping(parsed: argparse.Namespace) -> int:
     """`meshnode ping PEER`: exit 0 if a pong came (with --until-direct: a direct one)."""
-    door = _door(parsed)
+    door = door_of(parsed)
     count = parsed.count if parsed.count is not None else (UNTIL_DIRECT_MAX if parsed.until_direct else 1)
     if count < 1:
         raise ConfigError(f"--count {count}: send at least one ping")
@@ -165,7 +167,7 @@ def _rounded(seconds: float) -> str:
 
 def run_ip(parsed: argparse.Namespace) -> int:
     """`meshnode ip [PEER]`."""
-    door = _door(parsed)
+    door = door_of(parsed)
     if parsed.peer:
         addresses = door.get("/dns", name=parsed.peer)["Addresses"]
     else:
@@ -179,9 +181,9 @@ def run_ip(parsed: argparse.Namespace) -> int:
 
 def run_whois(parsed: argparse.Namespace) -> int:
     """`meshnode whois ADDRESS`."""
-    who = _door(parsed).get("/whois", addr=parsed.address)
+    who = door_of(parsed).get("/whois", addr=parsed.address)
     if parsed.json:
-        _print_json(who)
+        print_json(who)
         return 0
     node, user = who["Node"], who["UserProfile"]
     print("Machine:")
@@ -205,9 +207,9 @@ def run_whois(parsed: argparse.Namespace) -> int:
 
 def run_dns(parsed: argparse.Namespace) -> int:
     """`meshnode dns NAME`: one address per line."""
-    answer = _door(parsed).get("/dns", name=parsed.name)
+    answer = door_of(parsed).get("/dns", name=parsed.name)
     if parsed.json:
-        _print_json(answer)
+        print_json(answer)
     else:
         print("\n".join(answer["Addresses"]))
     return 0
@@ -215,7 +217,7 @@ def run_dns(parsed: argparse.Namespace) -> int:
 
 def run_logout(parsed: argparse.Namespace) -> int:
     """`meshnode logout`: the node leaves the tailnet and its process ends."""
-    _door(parsed).post("/logout")
+    door_of(parsed).post("/logout")
     return 0
 
 
@@ -223,7 +225,7 @@ def run_nc(parsed: argparse.Namespace) -> int:
     """`meshnode nc HOST PORT`: each direction ends with its own end of file."""
     if not 0 < parsed.port < 65536:
         raise ConfigError(f"{parsed.port} is no port; use 1 to 65535")
-    sock, early = _door(parsed).dial(parsed.host, parsed.port, timeout_s=parsed.timeout)
+    sock, early = door_of(parsed).dial(parsed.host, parsed.port, timeout_s=parsed.timeout)
     from meshnode.cli.pump import pump
 
     try:

@@ -168,6 +168,12 @@ def _ping(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _netcheck(parser: argparse.ArgumentParser) -> None:
+    _door(parser)
+    _json(parser)
+    parser.add_argument("--timeout", type=float, default=15.0, metavar="S", help="wait for the report (default 15)")
+
+
 def _ip(parser: argparse.ArgumentParser) -> None:
     _door(parser)
     family = parser.add_mutually_exclusive_group()
@@ -229,6 +235,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "up": Command("join a tailnet and stay in the foreground", "meshnode.cli.up:run_up", _up),
     "status": Command("what the running node knows", "meshnode.cli.commands:run_status", _status),
     "ping": Command("reach a peer and show by which way", "meshnode.cli.commands:run_ping", _ping),
+    "netcheck": Command("what the network lets this node do", "meshnode.cli.netcheck:run_netcheck", _netcheck),
     "ip": Command("tailnet addresses of this node or a peer", "meshnode.cli.commands:run_ip", _ip),
     "whois": Command("who a tailnet address belongs to", "meshnode.cli.commands:run_whois", _whois),
     "nc": Command("connect stdin and stdout to a tailnet port", "meshnode.cli.commands:run_nc", _nc),

@@ -102,28 +102,31 @@ class Told:
         self._told: Entries = ()
         self._wanted: Entries = ()
         self._varies = False
-        self._due_at: float | None = None
         self._wobble_s = WOBBLE_S
-        self._stun_at = -1e9
+        self._told_at = -1e9
+        """When STUN was last the reason to tell."""
+        self._gained_at: float | None = None
+        self._lost_at: float | None = None
+        """Since when STUN shows more, or less, than control was told."""
+        self._due_at: float | None = None
 
     def offer(self, entries: Entries, now: Seconds, *, mapping_varies: bool = False) -> None:
         """What we have now, best first. mapping_varies: by a NAT that shows each destination another port."""
         self._wanted, self._varies = entries, mapping_varies
-        delay = self._delay(now)
-        if delay is None:
-            self._due_at = None
-        elif self._due_at is None or now + delay < self._due_at:
-            self._due_at = now + delay
+        self._gained_at = _since(self._gained_at, self._has_gained(), now)
+        self._lost_at = _since(self._lost_at, self._has_lost(), now)
+        self._due_at = now if self._has_plain_news() else self._stun_due_at()
 
     def take(self, now: Seconds) -> Entries | None:
         """What to tell control now; None: nothing yet."""
         if self._due_at is None or now < self._due_at:
             return None
-        if self._stun_news():
-            is_wobbling = now - self._stun_at < 2 * self._wobble_s
+        if not self._has_plain_news():
+            is_wobbling = now - self._told_at < 2 * self._wobble_s
             self._wobble_s = min(2 * self._wobble_s, WOBBLE_MAX_S) if is_wobbling else WOBBLE_S
-            self._stun_at = now
-        self._told, self._due_at = self._wanted, None
+            self._told_at = now
+        self._told = self._wanted
+        self._due_at = self._gained_at = self._lost_at = None
         return self._told
 
     @property
@@ -131,16 +134,24 @@ class Told:
         """When to call `take`; None: there is no news."""
         return self._due_at
 
-    def _delay(self, now: Seconds) -> float | None:
-        told, wanted = dict(self._told), dict(self._wanted)
-        plain = {e for e, kind in (told.items() ^ wanted.items()) if kind not in FROM_STUN}
-        if any(_kind_outside_stun(told, e) != _kind_outside_stun(wanted, e) for e in plain):
-            return 0.0
-        if self._stun_news():
-            return max(GAINED_S, self._stun_at + self._wobble_s - now)
-        return LOST_S if set(told) - set(wanted) else None
+    def _stun_due_at(self) -> float | None:
+        dues = []
+        if self._gained_at is not None:
+            dues.append(max(self._gained_at + GAINED_S, self._told_at + self._wobble_s))
+        if self._lost_at is not None:
+            dues.append(max(self._lost_at + LOST_S, self._told_at + self._wobble_s))
+        return min(dues, default=None)
 
-    def _stun_news(self) -> bool:
+    def _has_plain_news(self) -> bool:
+        """Whether anything but STUN's changed: in members, or in what they are."""
+        told = {pair for pair in self._told if pair[1] not in FROM_STUN}
+        wanted = {pair for pair in self._wanted if pair[1] not in FROM_STUN}
+        return told != wanted
+
+    def _has_lost(self) -> bool:
+        return not {e for e, _ in self._told} <= {e for e, _ in self._wanted}
+
+    def _has_gained(self) -> bool:
         """Whether STUN shows what control does not know."""
         gained = {e for e, kind in self._wanted if kind in FROM_STUN} - {e for e, _ in self._told}
         if self._varies:
@@ -149,6 +160,7 @@ class Told:
         return bool(gained)
 
 
-def _kind_outside_stun(entries: dict[Endpoint, EndpointKind], endpoint: Endpoint) -> EndpointKind | None:
-    kind = entries.get(endpoint)
-    return None if kind in FROM_STUN else kind
+def _since(known: float | None, holds: bool, now: Seconds) -> float | None:
+    if not holds:
+        return None
+    return now if known is None else known

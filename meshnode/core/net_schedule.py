@@ -38,8 +38,12 @@ class Cause(Enum):
     ASKED = "asked for"
 
 
+FRESH_S: Final = 20.0
+"""Somebody who wants a report takes one of this age."""
 FORCED: Final = frozenset({Cause.START, Cause.LINK, Cause.ASKED})
 """These are full, and follow a running check rather than be answered by it."""
+PATIENT: Final = frozenset({Cause.CALL, Cause.PEERS})
+"""These want a report, not a new one."""
 
 
 class Schedule:
@@ -58,6 +62,8 @@ class Schedule:
 
     def request(self, cause: Cause, now: Seconds) -> None:
         """Something happened that is worth a look."""
+        if cause in PATIENT and now - self._ended_at < FRESH_S:
+            return
         if cause in FORCED or self._wanted is None:
             self._wanted = cause if self._wanted not in FORCED else self._wanted
         soonest = now if cause in FORCED else max(now, self._ended_at + GAP_S)

@@ -7,8 +7,9 @@ Source: docs/protocol/paths.md 4.2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -74,3 +75,37 @@ class NetReport:
     captive_portal: bool | None = None
     proxy: str = ""
     """HTTP proxy in the way of TCP, host and port only; empty: none is used."""
+
+
+class Nat(StrEnum):
+    """What stands between us and the world, as far as hole punching cares."""
+
+    NONE = "none"
+    EASY = "easy"
+    HARD = "hard"
+    UNKNOWN = "unknown"
+
+
+NAT_WORDS: Final = {
+    Nat.NONE: "no NAT: servers see the address this machine has",
+    Nat.EASY: "every destination sees the same address and port, so that peers can be met there",
+    Nat.HARD: "each destination sees another port, so that peers behind such a NAT too are reached by relay only",
+    Nat.UNKNOWN: "it takes two STUN servers that answer to tell",
+}
+NO_UDP: Final = "no STUN server answers by UDP"
+NO_STUN: Final = "no relay of this tailnet has a STUN server to ask"
+
+
+def nat_of(report: NetReport, own: Collection[Endpoint]) -> tuple[Nat, str]:
+    """(kind, why in words). own: the endpoints of this machine's interfaces."""
+    if not report.udp:
+        return Nat.UNKNOWN, NO_UDP if report.stun_sent else NO_STUN
+    if report.global_v4 is None and report.global_v6 is not None:
+        kind = Nat.NONE if report.global_v6 in own else Nat.UNKNOWN
+    elif report.global_v4 in own:
+        kind = Nat.NONE
+    elif report.mapping_varies is None:
+        kind = Nat.UNKNOWN
+    else:
+        kind = Nat.HARD if report.mapping_varies else Nat.EASY
+    return kind, NAT_WORDS[kind]

@@ -1,8 +1,8 @@
 """The answers of a running node on its unix socket.
 
-Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip=&kind=&size= /paths?mode= /logout ; POST /dial?host=&port=
-upgrades to the raw bytes of a tunnel connection. Only the node's own user and root are served (0600 and
-SO_PEERCRED). At most CONNECTIONS_MAX callers at once; more wait in the listen backlog.
+Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip=&kind=&size= /paths?mode= /netcheck /logout ;
+POST /dial?host=&port= upgrades to the raw bytes of a tunnel connection. Only the node's own user and root are served
+(0600 and SO_PEERCRED). At most CONNECTIONS_MAX callers at once; more wait in the listen backlog.
 """
 
 from __future__ import annotations
@@ -64,6 +64,7 @@ class LocalApi:
             ("POST", "/ping"): self._ping,
             ("POST", "/logout"): self._logout,
             ("POST", "/paths"): self._paths,
+            ("POST", "/netcheck"): self._netcheck,
         }
 
     async def __aenter__(self) -> Self:
@@ -142,6 +143,10 @@ class LocalApi:
     async def _paths(self, question: Question) -> Any:
         self._node.set_paths(_wanted(question, "mode"))
         return {"Paths": self._node.paths}
+
+    async def _netcheck(self, question: Question) -> Any:
+        await self._node.netcheck(timeout=_seconds(question, 15.0))
+        return self._node.network().to_json()
 
     async def _logout(self, question: Question) -> Any:
         await self._node.logout()

@@ -19,7 +19,9 @@ from meshnode.run.scope import Scope
 from meshnode.tunnel.network import CONNECT_TIMEOUT_S, PING_TIMEOUT_S, Network
 
 if TYPE_CHECKING:
+    from meshnode.core.report import NetReport
     from meshnode.engine.flow import TunnelSocket
+    from meshnode.node.netview import NetView
     from meshnode.node.node import Node
     from meshnode.node.wgnet import WireGuardNetwork
     from meshnode.tunnel.streams import TunnelWriter
@@ -198,6 +200,14 @@ class Group:
         """Every network at this moment; no I/O."""
         tailnet = self.node.status().to_json() if self.node is not None else None
         return GroupStatus(tailnet, {name: network.status().to_json() for name, network in self.plain.items()})
+
+    async def netcheck(self, *, timeout: float) -> NetReport:
+        """As Node.netcheck."""
+        return await self._only_tailnet("netcheck").netcheck(timeout=timeout)
+
+    def network(self) -> NetView:
+        """As Node.network."""
+        return self._only_tailnet("netcheck").network()
 
     def set_paths(self, paths: str) -> None:
         """As Node.set_paths."""

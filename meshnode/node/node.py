@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from meshnode.base.addr import IP, Endpoint, parse_ip, split_host_port
-from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady
+from meshnode.base.errors import ConfigError, DialError, MeshError, NameNotFound, NotReady, TimedOut
 from meshnode.config.load import (
     check_advertise,
     check_control_url,
@@ -40,10 +40,13 @@ from meshnode.run.scope import Scope
 from meshnode.tunnel.network import PING_BYTES, PING_TIMEOUT_S, Inside, Network
 
 if TYPE_CHECKING:
+    from meshnode.core.report import NetReport
     from meshnode.node.house import House
+    from meshnode.node.netview import NetView
 
 _log = get_logger("node")
 READY_TIMEOUT_S: Final = 60.0
+NETCHECK_TIMEOUT_S: Final = 15.0
 LOGOUT_S: Final = 3.0
 """What an ephemeral node spends on saying good-bye; then control's own timeout removes it."""
 
@@ -319,6 +322,27 @@ class Node(Network):
         if owner is None:
             raise NameNotFound(f"{host} belongs to no node this one sees")
         return Pong(owner, ip, seconds, None, is_self=ip in self.addresses, kind=kind)
+
+    async def netcheck(self, *, timeout: float = NETCHECK_TIMEOUT_S) -> NetReport:
+        """Look at the network now, all regions asked: takes a moment, at most five seconds or twice that.
+
+        TimedOut if no report is made within `timeout` seconds, as before the first relay map.
+        """
+        house = self._running()
+        try:
+            async with asyncio.timeout(timeout):
+                await self._or_failure(house.reach.check())
+        except TimeoutError as error:
+            if isinstance(error, MeshError):
+                raise
+            raise TimedOut(f"no report of the network within {timeout:g} s; is there a relay map yet?") from None
+        return house.reach.report
+
+    def network(self) -> NetView:
+        """The last report of the network, and what it means for this node; no I/O."""
+        from meshnode.node.netview import view_of
+
+        return view_of(self._running())
 
     def events(self) -> Subscription:
         """What happens from now on; bounded, a slow reader is told what it missed."""

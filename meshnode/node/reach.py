@@ -114,6 +114,11 @@ class Reach:
         if self.report.at:
             self._tell_net_info()
 
+    async def check(self) -> NetReport:
+        """A report made now, of every region."""
+        await self.netcheck.check()
+        return self.report
+
     def on_map(self) -> None:
         """The relay map changed."""
         self.netcheck.request(Cause.START if not self.report.at else Cause.MAP)
