@@ -164,15 +164,24 @@ static PyObject *relay_take(PyObject *self, PyObject *unused)
 static PyObject *relay_set_tls(PyObject *self, PyObject *args)
 {
     struct mn_relay *r = relay_of(self);
-    const char *pem, *extra;
-    Py_ssize_t pem_len, extra_len;
+    const char *pem, *extra, *proof = NULL;
+    Py_ssize_t pem_len, extra_len, proof_len = 0;
     char why[256];
-    if (r == NULL || !PyArg_ParseTuple(args, "y#y#:set_tls", &pem, &pem_len, &extra, &extra_len))
+    if (r == NULL || !PyArg_ParseTuple(args, "y#y#|y#:set_tls", &pem, &pem_len, &extra, &extra_len, &proof, &proof_len))
         return NULL;
     SSL_CTX *ctx = mn_tls_server_ctx(pem, (size_t)pem_len, (const uint8_t *)extra, (size_t)extra_len, why);
     if (ctx == NULL) {
         PyErr_SetString(PyExc_ValueError, why);
         return NULL;
+    }
+    if (proof_len > 0) {
+        SSL_CTX *challenge = mn_tls_server_ctx(proof, (size_t)proof_len, NULL, 0, why);
+        if (challenge == NULL || !mn_tls_set_challenge(ctx, challenge)) {
+            PyErr_SetString(PyExc_ValueError, challenge == NULL ? why : "the challenge cannot be kept");
+            SSL_CTX_free(challenge);
+            SSL_CTX_free(ctx);
+            return NULL;
+        }
     }
     int err = mn_relay_set_tls(r, ctx);
     if (err != 0)

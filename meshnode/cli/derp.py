@@ -41,8 +41,9 @@ def run_derp(parsed: argparse.Namespace) -> int:
 
 def plan_of(config: Config, **besides: Any) -> Any:
     """The Plan of a configuration."""
+    from meshnode.relay.inherit import has_inherited
     from meshnode.relay.server import Limits
-    from meshnode.relay.station import Plan, has_inherited
+    from meshnode.relay.station import Plan
 
     derp = config.derp
     return Plan(
@@ -54,6 +55,9 @@ def plan_of(config: Config, **besides: Any) -> Any:
         self_signed=derp.derp_self_signed,
         cert=derp.derp_cert,
         key=derp.derp_key,
+        acme=derp.derp_acme,
+        acme_email=derp.derp_acme_email,
+        acme_by=derp.derp_acme_by,
         plain=derp.derp_plain,
         open=derp.derp_open,
         verify_url=derp.derp_verify_url,

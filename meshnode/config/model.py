@@ -228,6 +228,24 @@ class Derp:
         "", "certificate chain, PEM; read again when it changes", metavar="FILE", key="cert", flag=False
     )
     derp_key: str = setting("", "its key, PEM, if not in the same file", metavar="FILE", key="key", flag=False)
+    derp_acme: str = setting(
+        "",
+        "get certificates for the hosts from an ACME server, whose terms of service are thereby agreed to: "
+        "letsencrypt, or the URL of a directory",
+        metavar="letsencrypt|URL",
+        key="acme",
+        flag=False,
+    )
+    derp_acme_email: str = setting(
+        "", "where the ACME server may write to about the account", metavar="ADDRESS", key="acme_email", flag=False
+    )
+    derp_acme_by: str = setting(
+        "auto",
+        "how names are proved: http-01 needs port 80, tls-alpn-01 port 443; auto: http-01 if there is plain HTTP",
+        choices=("auto", "http-01", "tls-alpn-01"),
+        key="acme_by",
+        flag=False,
+    )
     derp_plain: bool = setting(
         False, "no TLS at all: for development, or behind a proxy that has it", key="plain", flag=False
     )

@@ -149,10 +149,13 @@ class RelayServer:
         if isinstance(self.admit, Gate):
             self.scope.spawn(self._recheck(self.admit), "recheck")
 
-    def set_certificate(self, pem: bytes | None) -> None:
-        """Of connections from now on; None: none. ValueError if it is of no use."""
+    def set_certificate(self, pem: bytes | None, challenge: bytes = b"") -> None:
+        """Of connections from now on; None: none. ValueError if it is of no use.
+
+        challenge: certificate and key for an ACME server that asks by TLS (RFC 8737); everybody else meets `pem`.
+        """
         if pem is not None and self._native is not None:
-            self._native.set_tls(pem, meta_certificate(self.public))
+            self._native.set_tls(pem, meta_certificate(self.public), challenge)
 
     def take(self, listening: socket.socket, *, tls: bool, role: Role = Role.RELAY) -> None:
         """Accept on a listening socket, which is given up by its owner. role: what is served there."""

@@ -19,11 +19,13 @@ from typing import Any, Final
 from cryptography import x509
 
 from meshnode.base.addr import RegionId, split_host_port
-from meshnode.base.errors import ConfigError, ListenError
+from meshnode.base.errors import ConfigError
 from meshnode.netmap.model import RelayNode
-from meshnode.relay import identity, metrics
+from meshnode.relay import acme, identity, metrics
+from meshnode.relay.acme import Acme
 from meshnode.relay.admit import Admit, Gate, KeysFile, allow_everybody
 from meshnode.relay.dial import DialOptions
+from meshnode.relay.inherit import inherited_sockets
 from meshnode.relay.mesh import parse_mesh_key
 from meshnode.relay.server import Limits, RelayServer, listen_on
 from meshnode.relay.session import Page, Role
@@ -39,7 +41,6 @@ HTTP_NAME: Final = "http"
 """FileDescriptorName of an inherited socket for plain HTTP."""
 PLAIN_PAGES: Final = ("/generate_204", "/healthz", "/robots.txt")
 """Served by plain HTTP; everything else is by https."""
-LISTEN_FDS_START: Final = 3
 RELOAD_S: Final = 15.0
 _log = get_logger("derp")
 
@@ -56,6 +57,10 @@ class Plan:
     self_signed: bool = False
     cert: str = ""
     key: str = ""
+    acme: str = ""
+    """"letsencrypt", or the URL of an ACME directory; its terms of service are agreed to."""
+    acme_email: str = ""
+    acme_by: str = "auto"
     plain: bool = False
     open: bool = False
     verify_url: str = ""
@@ -83,6 +88,11 @@ class Station:
         self._rooms = AsyncExitStack()
         self._cert_stamp: tuple[float, ...] = ()
         self._gate: Gate | None = None
+        self._acme: Acme | None = None
+        self._pem: bytes | None = None
+        """What clients meet now."""
+        self._kept: bytes | None = None
+        """Of an earlier run, from the ACME server."""
 
     @classmethod
     async def start(cls, plan: Plan, *, clock: Clock | None = None) -> Station:
@@ -138,7 +148,7 @@ class Station:
         self.server = RelayServer(
             private=key, admit=admit, clock=self.clock, limits=plan.limits, mesh_key=mesh_key, pages=self._page
         )
-        pem = self._certificate()
+        pem = self._pem = self._certificate()
         sockets = [listen_on(*address) for text in plan.listen for address in _addresses(text, "listen")]
         self._rooms.callback(_close_all, sockets)
         http = [listen_on(*address) for address in _addresses(plan.http, "http")]
@@ -167,6 +177,8 @@ class Station:
                 self.server.take(each, tls=False, role=role)
         if plan.cert:
             self.server.scope.spawn(self._watch_certificate(), "certificate")
+        if self._acme is not None:
+            await self._start_acme(self._acme)
 
     async def _admission(self) -> Admit:
         plan = self.plan
@@ -201,11 +213,18 @@ class Station:
     def _certificate(self) -> bytes | None:
         plan = self.plan
         chosen = [
-            name for name, on in (("self-signed", plan.self_signed), ("cert", plan.cert), ("plain", plan.plain)) if on
+            name
+            for name, on in (
+                ("self-signed", plan.self_signed),
+                ("cert", plan.cert),
+                ("acme", plan.acme),
+                ("plain", plan.plain),
+            )
+            if on
         ]
         if len(chosen) != 1:
             raise ConfigError(
-                "TLS: give exactly one of --self-signed, --cert FILE, or --plain (for development)"
+                "TLS: give exactly one of --self-signed, --cert FILE, --acme letsencrypt, or --plain (for development)"
                 + (f"; these were given: {', '.join(chosen)}" if chosen else "")
             )
         if plan.plain:
@@ -216,7 +235,45 @@ class Station:
             pem = identity.self_signed(plan.folder, plan.hosts)
             self.pin = identity.pin_of(identity.first_certificate(pem, "it"))
             return pem
+        if plan.acme:
+            return self._prepare_acme()
         return self._read_certificate()
+
+    def _prepare_acme(self) -> bytes:
+        """The kept certificate; before the first there is only one that nobody trusts."""
+        plan = self.plan
+        if plan.acme != "letsencrypt" and not plan.acme.startswith("https://"):
+            raise ConfigError(f"acme: {plan.acme!r} is neither letsencrypt nor the https:// URL of a directory")
+        by = plan.acme_by
+        if by == "auto":
+            by = acme.TLS if plan.http in ("", OFF) else acme.HTTP
+        if by == acme.HTTP and plan.http in ("", OFF):
+            raise ConfigError("acme_by: http-01 needs plain HTTP; give --http :80, or use tls-alpn-01")
+        wish = acme.Wish(
+            acme.LETSENCRYPT if plan.acme == "letsencrypt" else plan.acme,
+            plan.hosts,
+            plan.folder,
+            by,
+            plan.acme_email,
+            plan.ca_file,
+        )
+        self._acme = Acme(wish, present=self._present, clock=self.clock)
+        self._kept = self._acme.kept()
+        return self._kept or identity.make_self_signed(plan.hosts)
+
+    async def _start_acme(self, asked: Acme) -> None:
+        if self._kept is None:
+            self._use(await asked.obtain())
+        assert self._pem is not None
+        self.server.scope.spawn(asked.renew_for_ever(self._pem, self._use), "acme")
+
+    def _use(self, pem: bytes) -> None:
+        self.server.set_certificate(pem)
+        self._pem = pem
+
+    def _present(self, proof: bytes) -> None:
+        """Show this to an ACME server that asks by TLS; everybody else goes on meeting the certificate."""
+        self.server.set_certificate(self._pem, proof)
 
     def _read_certificate(self) -> bytes:
         plan = self.plan
@@ -262,6 +319,9 @@ class Station:
     # --- pages ---
 
     def _page(self, request: Request, role: Role) -> Page | None:
+        if self._acme is not None and request.path.startswith(acme.TOKEN_PATH):
+            proof = self._acme.tokens.get(request.path.removeprefix(acme.TOKEN_PATH))
+            return (404, b"not found\n", []) if proof is None else (200, proof, [("Content-Type", "text/plain")])
         if role is Role.HTTP and not self.plan.plain and request.path not in PLAIN_PAGES:
             return 302, b"", [("Location", f"https://{self._authority()}{_printable(request.target)}")]
         if role is Role.METRICS and request.path == "/metrics":
@@ -317,46 +377,3 @@ def _neighbour(text: str, number: int, plain: bool) -> RelayNode:
     if port and not port.isdigit():
         raise ConfigError(f"mesh: {text!r} is not HOST[:PORT]")
     return RelayNode(f"mesh{number}", RegionId(0), host.strip("[]"), port=int(port) if port else 0)
-
-
-def has_inherited() -> bool:
-    """Whether systemd handed sockets to this very process."""
-    return os.environ.get("LISTEN_PID") == str(os.getpid())
-
-
-def inherited_sockets() -> list[tuple[str, socket.socket]]:
-    """(name, listening socket) of what systemd handed over (sd_listen_fds(3)); none otherwise.
-
-    ListenError if one is no listening TCP socket.
-    """
-    if not has_inherited():
-        return []
-    try:
-        count = int(os.environ.get("LISTEN_FDS", "0"))
-    except ValueError:
-        return []
-    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    found: list[tuple[str, socket.socket]] = []
-    try:
-        for number in range(LISTEN_FDS_START, LISTEN_FDS_START + count):
-            place = number - LISTEN_FDS_START
-            found.append((names[place] if place < len(names) else "", _adopted(number)))
-    except BaseException:
-        _close_all([each for _, each in found])
-        raise
-    return found
-
-
-def _adopted(number: int) -> socket.socket:
-    try:
-        given = socket.socket(fileno=number)
-    except OSError as error:
-        raise ListenError(f"descriptor {number} of LISTEN_FDS is no socket: {error.strerror}") from None
-    os.set_inheritable(number, False)
-    if (
-        given.family not in (socket.AF_INET, socket.AF_INET6)
-        or given.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 1
-    ):
-        given.close()
-        raise ListenError(f"descriptor {number} of LISTEN_FDS is no listening TCP socket; use ListenStream=PORT")
-    return given

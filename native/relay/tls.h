@@ -76,6 +76,9 @@ static inline bool mn_tls_can_write(const struct mn_tls *s)
 /* A server's: chain and key as PEM, and certificates in DER to append to the chain. NULL with a line in why. */
 SSL_CTX *mn_tls_server_ctx(const char *pem, size_t pem_len, const uint8_t *extra, size_t extra_len,
                            char why[static 256]);
+/* While ctx is in use, clients that ask for "acme-tls/1" meet the challenge's certificate, and no others do (RFC 8737).
+ * Takes challenge over, to the end of ctx, when it returns true. */
+bool mn_tls_set_challenge(SSL_CTX *ctx, SSL_CTX *challenge);
 enum mn_tls_verify { MN_VERIFY_NAME, MN_VERIFY_NONE };
 /* A client's: the system's roots and those of ca_file, which may be NULL. NONE: the caller looks at the certificate. */
 SSL_CTX *mn_tls_client_ctx(const char *ca_file, enum mn_tls_verify verify, char why[static 256]);
