@@ -108,6 +108,8 @@ def _status_row(status: dict[str, Any], node: dict[str, Any], state: str) -> lis
 def _peer_state(peer: dict[str, Any]) -> str:
     if peer.get("CurAddr"):
         way = f"direct {peer['CurAddr']}"
+    elif peer.get("PeerRelay"):
+        way = f"peer-relay {peer['PeerRelay']}"
     elif peer.get("Relay"):
         way = f'relay "{peer["Relay"]}"'
     else:
@@ -152,12 +154,18 @@ def _print_pong(pong: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(pong), flush=True)
         return
-    via = "ICMP" if pong.get("Kind") == "icmp" else pong["Endpoint"] or f"DERP({pong['DERPRegionCode']})"
+    name, took = f"{pong['NodeName']} ({pong['NodeIP']})", _rounded(pong["LatencySeconds"])
+    print(f"pong from {name} via {_via(pong)} in {took}", flush=True)
+
+
+def _via(pong: dict[str, Any]) -> str:
     if pong.get("IsLocalIP"):
-        via = "loopback"
-    print(
-        f"pong from {pong['NodeName']} ({pong['NodeIP']}) via {via} in {_rounded(pong['LatencySeconds'])}", flush=True
-    )
+        return "loopback"
+    if pong.get("Kind") == "icmp":
+        return "ICMP"
+    if pong.get("PeerRelay"):
+        return f"peer-relay({pong['PeerRelay']})"
+    return str(pong["Endpoint"] or f"DERP({pong['DERPRegionCode']})")
 
 
 def _rounded(seconds: float) -> str:

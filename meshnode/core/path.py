@@ -64,7 +64,7 @@ class PeerPath(PathBody):
             return self._finish()
         del self.probes[txid]
         self.pongs_received += 1
-        if seen_as is not None:
+        if seen_as is not None and not probe.candidate.endpoint.vni:
             self.seen_as = seen_as
         probe.candidate.take_sample(now - probe.sent_at, now)
         run_row(self, Event.PONG, probe)
@@ -110,6 +110,27 @@ class PeerPath(PathBody):
                 if is_new:
                     new.append(learned)
         run_row(self, Event.ENDPOINTS, new)
+        return self._finish()
+
+    def on_leg(self, leg: Endpoint, now: Seconds) -> list[Effect]:
+        """A peer relay has bound us to an allocation for this peer: one more way, of the second tier."""
+        self._begin(now)
+        candidate = self.learn(leg, Kind.RELAYED)
+        if candidate is not None:
+            run_row(self, Event.LEG, candidate)
+        return self._finish()
+
+    def on_leg_lost(self, leg: Endpoint, now: Seconds) -> list[Effect]:
+        """That leg leads nowhere any more."""
+        self._begin(now)
+        candidate = self.candidates.get(leg)
+        if candidate is None:
+            return self._finish()
+        self.forget_candidate(candidate)
+        if self.hint == leg:
+            self.hint = None
+        if candidate is self.act:
+            self.start_probing(f"the peer relay at {leg} serves us no more")
         return self._finish()
 
     def on_disco_key(self, now: Seconds) -> list[Effect]:

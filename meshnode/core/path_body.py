@@ -24,6 +24,7 @@ from meshnode.core.path_values import (
     Mode,
     Notify,
     Purpose,
+    SeekRelay,
     SendPing,
     SetPath,
     State,
@@ -230,6 +231,8 @@ class PathBody:
 
     def degrade(self, why: str) -> None:
         """Doubt the path: everything goes both ways until a pong comes or time is up."""
+        if self.act is not None and self.act.tier == 1:
+            self.out.append(SeekRelay(is_urgent=True))
         self.drop_timers(Event.HEARTBEAT, Event.REPROBE, Event.HEDGE, Event.STALL)
         self.settle_until = -1e9
         self.hedges.clear()
@@ -307,7 +310,7 @@ class PathBody:
         candidate = self.candidates.get(endpoint)
         if candidate is None and self.admit(endpoint):
             self._make_room()
-            candidate = self.candidates[endpoint] = Candidate(endpoint, kind)
+            candidate = self.candidates[endpoint] = Candidate(endpoint, Kind.RELAYED if endpoint.vni else kind)
         return candidate
 
     def _make_room(self) -> None:

@@ -229,12 +229,16 @@ def _link_degraded(p: PathBody, hit: list[Candidate]) -> None:
     p.probe_all()
 
 
-# 16 ENDPOINTS, 16a DISCO_KEY
+# 16 ENDPOINTS, LEG, 16a DISCO_KEY
 
 
 def _endpoints_ping(p: PathBody, new: list[Candidate]) -> None:
     for candidate in new[:PROBED_AT_ONCE]:
         p.ping(candidate, Purpose.DISCOVER)
+
+
+def _leg_ping(p: PathBody, leg: Candidate) -> None:
+    p.ping(leg, Purpose.DISCOVER)
 
 
 def _endpoints_relay_only(p: PathBody, new: list[Candidate]) -> None:
@@ -332,6 +336,7 @@ TABLE: Final[dict[Event, dict[State, Row]]] = {
     Event.SEND_ERROR: {U: _error_unknown, P: _error_aside, D: _error_direct, G: _error_aside, R: _error_aside},
     Event.LINK: {U: _link_unknown, P: _link_search, D: _link_direct, G: _link_degraded, R: _link_search},
     Event.ENDPOINTS: {P: _endpoints_ping, D: _endpoints_ping, G: _endpoints_ping, R: _endpoints_relay_only},
+    Event.LEG: dict.fromkeys((P, D, G, R), _leg_ping),
     Event.DISCO_KEY: {U: _key_unknown, P: _key_search, D: _key_direct, G: _key_degraded, R: _key_search},
     Event.IDLE: dict.fromkeys((P, D, G, R), _idle),
     Event.WG_STALL: {D: on_wg_stall, G: on_wg_stall},

@@ -8,9 +8,11 @@ from __future__ import annotations
 from typing import Final
 
 from meshnode.core.path_body import DOUBT_GAPS_S, HEDGE_S, ROUND_GAPS_S, TICK_S, PathBody, Probe
-from meshnode.core.path_values import Event, Hedge, Kick, Purpose, State
+from meshnode.core.path_values import Event, Hedge, Kick, Purpose, SeekRelay, State
 
 EVIDENCE_S: Final = 6.0
+SEEK_ROUND: Final = 3
+"""The round of Probing in which a peer relay is asked too: had the peer a direct path, it would have answered."""
 FAR_S: Final = 0.05
 FAR_CALL_S: Final = 60.0
 REPROBED_AT_ONCE: Final = 8
@@ -106,6 +108,8 @@ def on_reprobe_relay_only(p: PathBody) -> None:
 
 def on_round_probing(p: PathBody) -> None:
     p.round += 1
+    if p.round == SEEK_ROUND:
+        p.out.append(SeekRelay(is_urgent=False))
     if p.round < len(ROUND_GAPS_S):
         p.probe_all()
         p.timers[Event.ROUND] = p.now + ROUND_GAPS_S[p.round]

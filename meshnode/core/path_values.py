@@ -47,6 +47,7 @@ class Event(Enum):
     SEND_ERROR = 14
     LINK = 15
     ENDPOINTS = 16
+    LEG = 162
     DISCO_KEY = 161
     IDLE = 17
     WG_STALL = 18
@@ -123,6 +124,13 @@ class Call(NamedTuple):
     """Send CallMeMaybe by the peer's relay."""
 
 
+class SeekRelay(NamedTuple):
+    """See whether a member relays between us."""
+
+    is_urgent: bool
+    """The leg of one has just stopped carrying."""
+
+
 class SetPath(NamedTuple):
     """Tell the engine where this peer's packets go from now on."""
 
@@ -143,7 +151,7 @@ class Notify(NamedTuple):
     reason: str
 
 
-Effect = SendPing | Call | SetPath | Kick | Notify
+Effect = SendPing | Call | SeekRelay | SetPath | Kick | Notify
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,6 +196,26 @@ def caps_between(netmap: Netmap, source: IP, target: IP) -> Mapping[str, tuple[A
     return MappingProxyType(caps)
 
 
+def peers_with(netmap: Netmap, cap: str) -> list[Node]:
+    """The peers that have this application capability towards us, in the order of the netmap."""
+    grants = [grant for grant in netmap.grants if cap in grant.caps]
+    own = netmap.self_node.ips
+    return [
+        peer
+        for peer in netmap.peers.values()
+        if grants and not peer.peerapi_only and any(_is_granted(grants, ip, own) for ip in peer.ips)
+    ]
+
+
+def _is_granted(grants: Iterable[Grant], source: IP, own: Iterable[IP]) -> bool:
+    """Addresses of one family speak to each other."""
+    return any(
+        _contains(grant.sources, source)
+        and any(ip.version == source.version and _contains(grant.targets, ip) for ip in own)
+        for grant in grants
+    )
+
+
 def caps_towards_us(netmap: Netmap, source: IP) -> Mapping[str, tuple[Any, ...]]:
     """`caps_between` with our own address of the source's family."""
     kind = IPv4Address if source.version == 4 else None

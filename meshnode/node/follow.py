@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from meshnode.base.addr import IP, Prefix
 from meshnode.base.keys import NodePublic
 from meshnode.netmap.model import Changes, Netmap, Peer, RelayMap
-from meshnode.netmap.rules import compile_rules
+from meshnode.netmap.rules import compile_rules, peers_with
 from meshnode.run.log import get_logger
+
+RELAY_TARGET: Final = "tailscale.com/cap/relay-target"
+"""Granted to a peer relay towards the members it may relay for."""
+NO_RELAY_CLIENT: Final = "disable-relay-client"
+"""Our own attribute: use no peer relay."""
 
 _log = get_logger("netmap")
 
@@ -85,6 +90,15 @@ class Follower:
 def is_usable(peer: Peer) -> bool:
     """Whether we may talk to it at all."""
     return not peer.expired and not peer.key.is_zero
+
+
+def relay_servers(netmap: Netmap) -> list[NodePublic]:
+    """The members that the policy lets relay between us and others, those of our own home region first."""
+    own = netmap.self_node
+    if NO_RELAY_CLIENT in own.caps:
+        return []
+    servers = [peer for peer in peers_with(netmap, RELAY_TARGET) if is_usable(peer)]
+    return [peer.key for peer in sorted(servers, key=lambda peer: (peer.home != own.home, peer.id))]
 
 
 def prefixes_of(peer: Peer) -> tuple[Prefix, ...]:

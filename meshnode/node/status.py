@@ -32,7 +32,7 @@ class PeerTraffic:
     """Wall seconds of the last change of `path_state`."""
     reason: str = ""
     endpoint: Endpoint | None = None
-    """The direct path in use; None: by relay or not at all."""
+    """The path by UDP in use, direct or by a peer relay; None: by relay or not at all."""
     latency_s: float | None = None
     candidates: tuple[str, ...] = ()
     is_active: bool = False
@@ -123,7 +123,8 @@ class Status:
         record = _node_json(peer)
         record |= {
             "Addrs": [str(e) for e in peer.endpoints],
-            "CurAddr": str(traffic.endpoint) if traffic.endpoint else "",
+            "CurAddr": str(traffic.endpoint) if traffic.endpoint and not traffic.endpoint.vni else "",
+            "PeerRelay": str(traffic.endpoint) if traffic.endpoint and traffic.endpoint.vni else "",
             "Relay": region.code if region else "",
             "RxBytes": traffic.rx_bytes,
             "TxBytes": traffic.tx_bytes,
@@ -242,7 +243,7 @@ class Pong:
     ip: IP
     latency_s: float
     endpoint: Endpoint | None
-    """None: it came by relay `region`, from ourselves, or through the tunnel."""
+    """Where it came from. None: by relay `region`, from ourselves, or through the tunnel."""
     region: int = 0
     region_code: str = ""
     is_self: bool = False
@@ -257,7 +258,8 @@ class Pong:
             "NodeName": self.node.label,
             "Err": "",
             "LatencySeconds": self.latency_s,
-            "Endpoint": str(self.endpoint) if self.endpoint else "",
+            "Endpoint": str(self.endpoint) if self.endpoint and not self.endpoint.vni else "",
+            "PeerRelay": str(self.endpoint) if self.endpoint and self.endpoint.vni else "",
             "DERPRegionID": self.region,
             "DERPRegionCode": self.region_code,
             "IsLocalIP": self.is_self,

@@ -1,56 +1,40 @@
 """Discovery: routes DISCO and keeps one path machine per peer.
 
-Feeds `core.path` with what the engine, the relays, the netmap and the link say, and performs the effects it
-returns; `speaker` seals and opens. Pings are always answered. One heap of deadlines and one loop timer serve
-all peers. CallMeMaybe and pongs are limited per peer and in all, so that nobody can make us a lever against a
-third party.
+Feeds `core.path` with what the engine, the relays, the netmap and the link say; `paths` performs what it returns,
+`speaker` seals and opens. Pings are always answered. CallMeMaybe and pongs are limited per peer and in all, so that
+nobody can make us a lever against a third party.
 Source: docs/protocol/paths.md 6.3 to 6.7, 8.7.
 """
 
 from __future__ import annotations
 
-import asyncio
 import errno
-from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final
 
 from meshnode.base.addr import IP, Endpoint, RegionId
 from meshnode.base.keys import DiscoPrivate, NodePublic
 from meshnode.base.units import Seconds
-from meshnode.core.bucket import Bucket
 from meshnode.core.path import PeerPath
-from meshnode.core.path_values import (
-    Call,
-    Effect,
-    Kick,
-    Mode,
-    Notify,
-    PathStatus,
-    SendPing,
-    SetPath,
-    State,
-    Tuning,
-    What,
-)
+from meshnode.core.path_values import Mode, PathStatus, State, Tuning, What
 from meshnode.netmap.model import Node
 from meshnode.run.clock import Clock
-from meshnode.underlay.deadlines import CallLater, Deadlines
+from meshnode.underlay.deadlines import CallLater
+from meshnode.underlay.paths import Paths
 from meshnode.underlay.peers import Known
 from meshnode.underlay.pings import PingResult, Pings
-from meshnode.underlay.roaming import Roaming
-from meshnode.underlay.speaker import Speaker, ignore, resolve
+from meshnode.underlay.speaker import resolve
 from meshnode.wire import disco as wire
+from meshnode.wire import geneve
 
 __all__ = ["Discovery", "PingResult"]
 
-PINGS_PER_S: Final = 2000.0
-CALLS_PER_S: Final = 100.0
 UNREACHABLE: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EHOSTDOWN}
 )
 
 
-class Discovery(Speaker):
+class Discovery(Paths):
     """Every peer's path. Made inside a running loop; ended by `close`. All methods are of the loop's thread."""
 
     def __init__(
@@ -64,23 +48,8 @@ class Discovery(Speaker):
         call_later: CallLater | None = None,
     ) -> None:
         """call_later: how to be woken; the running loop's unless a simulator brings its own."""
-        super().__init__(private, node, clock or Clock(), loopback_ok=loopback_ok)
-        call_later = call_later or asyncio.get_running_loop().call_later
-        self._deadlines = Deadlines(self._clock, call_later, self._on_due)
-        self._tuning = tuning or Tuning()
-        self._peers: dict[NodePublic, Known] = {}
-        self._down: set[RegionId] = set()
-        self._ping_budget = Bucket(PINGS_PER_S, PINGS_PER_S)
-        self._call_budget = Bucket(CALLS_PER_S, CALLS_PER_S)
+        super().__init__(private, node, clock=clock, loopback_ok=loopback_ok, tuning=tuning, call_later=call_later)
         self._pings = Pings(self._clock)
-        self.roaming = Roaming(self._clock, self._own, self._awake, self._perform)
-        """Changes of this machine's own network."""
-        self.set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], Any] = ignore
-        """Engine.set_path: (peer, direct, region, mode)"""
-        self.kick: Callable[[NodePublic], Any] = ignore
-        """Engine.kick"""
-        self.notify: Callable[[NodePublic, str, str, str], Any] = ignore
-        """(peer, old state, new state, reason); equal states: another direct endpoint."""
 
     # --- what the netmap says ---
 
@@ -110,6 +79,7 @@ class Discovery(Speaker):
         if has_new:
             self._perform(known, path.on_endpoints(known.endpoints, now))
         if is_restarted:
+            self._meetings.forget(known)
             self._perform(known, path.on_disco_key(now))
 
     def on_netmap_removed(self, key: NodePublic) -> None:
@@ -117,8 +87,13 @@ class Discovery(Speaker):
         known = self._peers.pop(key, None)
         if known is not None:
             self._keys.forget(known)
+            self._meetings.forget(known)
             known.path = None
             known.armed_at = None
+
+    def set_relay_servers(self, servers: Iterable[NodePublic]) -> None:
+        """The members that may relay between us and others, best first."""
+        self._meetings.set_servers(servers)
 
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Our own endpoints, best first."""
@@ -167,10 +142,16 @@ class Discovery(Speaker):
             self._perform(known, known.path.on_wireguard_stall(self._clock.now()))
 
     def on_disco(self, ip: IP, port: int, data: bytes) -> None:
-        """A DISCO packet arrived by UDP."""
+        """A DISCO packet arrived by UDP, from the peer itself or by a peer relay."""
         now = self._clock.now()
-        owners, message = self._open(data, now)
         source = Endpoint(ip, port)
+        if geneve.is_geneve(data):
+            relayed = geneve.parse(data)
+            if relayed is None or relayed.is_control:
+                self._take_control(source, relayed)
+                return
+            source, data = Endpoint(ip, port, relayed.vni), relayed.packet
+        owners, message = self._open(data, now, source)
         if isinstance(message, wire.Ping):
             known = resolve(owners, message.node)
             self._answer(known, owners, message, data, source)
@@ -180,6 +161,11 @@ class Discovery(Speaker):
             self._take_pong(owners, message, now)
         elif message is not None:
             self._counters["disco_wrong_way"] += 1
+
+    def _take_control(self, source: Endpoint, relayed: geneve.Relayed | None) -> None:
+        """What a peer relay itself says."""
+        if relayed is None or not self._meetings.on_control(source, relayed):
+            self._counters["disco_bad_relay"] += 1
 
     # --- what the relay pool says ---
 
@@ -201,6 +187,13 @@ class Discovery(Speaker):
             self._pings.answer(message.txid, now)
         elif isinstance(message, wire.CallMeMaybe):
             self._take_call(known, message, now)
+        elif isinstance(message, wire.CallMeMaybeVia):
+            self._path(known)
+            self._meetings.on_via(known, message)
+        elif isinstance(message, wire.AllocateResponse):
+            self._meetings.on_response(known, message)
+        else:
+            self._counters["disco_wrong_way"] += 1
 
     def on_peer_gone(self, region: RegionId, peer: NodePublic, reason: int) -> None:
         """A relay says the peer is not connected to it."""
@@ -261,7 +254,7 @@ class Discovery(Speaker):
             return False
         if direct is not None:
             txid = self._pings.begin(known, direct, RegionId(0))
-            self.send_udp(direct.ip, direct.port, self._seal(box, wire.Ping(txid, self._node)))
+            self._send_to(direct, self._seal(box, wire.Ping(txid, self._node)))
         if (direct is None or not is_first) and known.region:
             txid = self._pings.begin(known, None, known.region)
             return self.send_relay(known.region, known.key, self._seal(box, wire.Ping(txid, self._node)))
@@ -273,6 +266,7 @@ class Discovery(Speaker):
             "disco_pings_suppressed": self._ping_budget.refused,
             "disco_calls_suppressed": self._call_budget.refused,
             "disco_pongs_suppressed": self._pong_budget.refused,
+            "disco_binds_suppressed": self._meetings.suppressed,
         }
         roaming = {"wakes": self.roaming.wakes, "ways_changed": self.roaming.touched}
         return dict(self._counters) | limits | roaming
@@ -280,6 +274,7 @@ class Discovery(Speaker):
     def close(self) -> None:
         """Cancel every timer and forget the peers."""
         self._deadlines.close()
+        self._meetings.close()
         self._peers.clear()
         self._pings.close()
 
@@ -290,6 +285,7 @@ class Discovery(Speaker):
             return
         for known in owners:
             if known.path is not None and pong.txid in known.path.probes:
+                self._meetings.on_pong(known, known.path.probes[pong.txid].candidate.endpoint)
                 self._perform(known, known.path.on_pong(pong.txid, pong.source, now))
                 return
         self._counters["disco_stray_pongs"] += 1
@@ -300,55 +296,3 @@ class Discovery(Speaker):
             self._perform(known, path.on_call(call.endpoints, now))
         else:
             self._perform(known, path.on_more_endpoints(call.endpoints, now))
-
-    # --- effects ---
-
-    def _perform(self, known: Known, effects: Iterable[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, SendPing):
-                self.roaming.note(effect.endpoint.ip)
-                self._send_ping(known, effect)
-            elif isinstance(effect, Call):
-                self._send_call(known)
-            elif isinstance(effect, SetPath):
-                self.set_path(known.key, effect.direct, effect.region, int(effect.mode))
-            elif isinstance(effect, Kick):
-                self.kick(known.key)
-            elif isinstance(effect, Notify):
-                self.notify(known.key, effect.old.value, effect.new.value, effect.reason)
-        self._deadlines.arm(known)
-
-    # --- peers and time ---
-
-    def _awake(self) -> list[tuple[Known, PeerPath]]:
-        return [(known, known.path) for known in self._peers.values() if known.path is not None]
-
-    def _is_up(self, region: RegionId) -> bool:
-        return region != 0 and region not in self._down
-
-    def _note_route(self, known: Known, region: RegionId) -> None:
-        had = known.region
-        known.route = region
-        if known.path is not None and known.region != had:
-            self._perform(known, known.path.on_relay(known.region, self._is_up(known.region), self._clock.now()))
-
-    def _path(self, known: Known) -> PeerPath:
-        if known.path is None:
-            now = self._clock.now()
-            path = known.path = PeerPath(
-                txid=lambda: self._clock.entropy(wire.TXID_LEN),
-                uniform=self._clock.uniform,
-                admit=self._own.admits,
-                pings=self._ping_budget,
-                calls=self._call_budget,
-                now=now,
-                tuning=self._tuning,
-            )
-            self._perform(known, path.on_relay(known.region, self._is_up(known.region), now))
-            self._perform(known, path.on_endpoints(known.endpoints, now))
-        return known.path
-
-    def _on_due(self, known: Known) -> None:
-        self.roaming.look_for_sleep()
-        if known.path is not None:
-            self._perform(known, known.path.on_deadline(self._clock.now()))

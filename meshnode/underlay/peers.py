@@ -99,6 +99,14 @@ class DiscoKeys:
                 return None
         return box
 
+    def box_of_relay(self, disco: DiscoPublic) -> Box | None:
+        """A box for a peer relay, which has a key of its own; whoever asks keeps it."""
+        self.curve_count += 1
+        try:
+            return Box(self._private, self.public, disco)
+        except LocalProtocolError:
+            return None
+
     def _leave(self, peer: Known) -> None:
         assert peer.disco is not None
         raw = peer.disco.raw

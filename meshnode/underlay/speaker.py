@@ -20,6 +20,7 @@ from meshnode.run.clock import Clock
 from meshnode.underlay.own import OwnEndpoints
 from meshnode.underlay.peers import DiscoKeys, Known
 from meshnode.wire import disco as wire
+from meshnode.wire import geneve
 
 PONGS_PER_S: Final = 500.0
 RELAY_SOURCE: Final = IPv4Address("127.3.3.40")
@@ -48,6 +49,8 @@ class Speaker:
         """Engine.send_raw"""
         self.send_relay: Callable[[RegionId, NodePublic, bytes], bool] = refuse
         """RelayPool.send"""
+        self.has_leg: Callable[[NodePublic, Endpoint], bool] = refuse
+        """Whether a peer may be heard by that leg of a peer relay."""
         self.restun: Callable[[], Any] = ignore
         """Our endpoints are wanted fresh; for a STUN client."""
 
@@ -62,13 +65,20 @@ class Speaker:
 
     # --- in ---
 
-    def _open(self, data: bytes, now: float) -> tuple[Sequence[Known], wire.Message | None]:
-        """(who may have sealed it, what it says). Strangers cost no cipher."""
+    def _open(
+        self, data: bytes, now: float, source: Endpoint | None = None
+    ) -> tuple[Sequence[Known], wire.Message | None]:
+        """(who may have sealed it, what it says). Strangers cost no cipher, nor do legs that are not the sender's."""
         raw = wire.sender_of(data)
         owners = tuple(self._keys.owners(raw, now)) if len(data) >= wire.MESSAGE_MIN else ()
         if not owners:
             self._counters["disco_bad_peer"] += 1
             return (), None
+        if source is not None and source.vni:
+            owners = tuple(known for known in owners if self.has_leg(known.key, source))
+            if not owners:
+                self._counters["disco_bad_leg"] += 1
+                return (), None
         box = self._keys.box(raw)
         message = box.open(data) if box is not None else None
         if message is None:
@@ -83,7 +93,7 @@ class Speaker:
         box = self._keys.box(wire.sender_of(data))
         limit = (known or owners[0]).pongs
         if box is not None and limit.take(now) and self._pong_budget.take(now):
-            self.send_udp(source.ip, source.port, self._seal(box, wire.Pong(ping.txid, source)))
+            self._send_to(source, self._seal(box, wire.Pong(ping.txid, source)))
 
     def _answer_by_relay(self, known: Known, ping: wire.Ping, data: bytes, region: RegionId) -> None:
         box = self._keys.box(wire.sender_of(data))
@@ -97,9 +107,21 @@ class Speaker:
         box = self._keys.box(known.disco.raw) if known.disco is not None else None
         if box is None:
             return
-        padding = wire.ping_padding(ping.wire, is_v6=ping.endpoint.ip.version == 6)
-        packet = self._seal(box, wire.Ping(ping.txid, self._node, padding))
-        self.send_udp(ping.endpoint.ip, ping.endpoint.port, packet)
+        header = geneve.HEADER_LEN if ping.endpoint.vni else 0
+        padding = wire.ping_padding(ping.wire - header, is_v6=ping.endpoint.ip.version == 6)
+        self._send_to(ping.endpoint, self._seal(box, wire.Ping(ping.txid, self._node, padding)))
+
+    def _send_to(self, to: Endpoint, packet: bytes, *, is_control: bool = False) -> None:
+        """By UDP; by a leg of a peer relay with its header. is_control: to the relay itself."""
+        if to.vni:
+            packet = geneve.emit(geneve.Relayed(to.vni, is_control, packet))
+        self.send_udp(to.ip, to.port, packet)
+
+    def _send_by_relay(self, known: Known, message: wire.Message) -> None:
+        """By the peer's relay region, if it and the peer's key are known."""
+        box = self._keys.box(known.disco.raw) if known.disco is not None else None
+        if box is not None and known.region:
+            self.send_relay(known.region, known.key, self._seal(box, message))
 
     def _send_call(self, known: Known) -> None:
         box = self._keys.box(known.disco.raw) if known.disco is not None else None

@@ -21,15 +21,19 @@ from meshnode.core.path_values import (
     Kick,
     Mode,
     Notify,
+    SeekRelay,
     SendPing,
     SetPath,
     State,
     Tuning,
     What,
 )
-from tests.sim.world import Route, broken
+from meshnode.core.score import Kind
+from tests.sim.engine import Route
+from tests.sim.watch import broken
 
 E1, E2, E3 = (Endpoint.parse(text) for text in ("192.168.1.2:1", "192.168.1.3:1", "203.0.113.9:1"))
+LEG = Endpoint(ip_address("203.0.113.40"), 40000, 7)
 HOME = RegionId(1)
 
 
@@ -264,13 +268,13 @@ def play(seed: int, steps: int) -> str:
     """Random events; returns the story so that two plays can be compared."""
     dice = random.Random(seed)
     path = make(seed, E1)
-    endpoints = [E1, E2, E3, Endpoint.parse("[2001:db8::1]:9"), Endpoint.parse("127.0.0.1:0")]
+    endpoints = [E1, E2, E3, Endpoint.parse("[2001:db8::1]:9"), Endpoint.parse("127.0.0.1:0"), LEG]
     now, route, open_pings, story = 1.0, Route(mode=Mode.RELAY, region=1), [], []
     seen: set[tuple[Event, State]] = set()
     for _ in range(steps):
         now += dice.choice([0.0, 0.01, 0.1, 0.5, 3.0, 60.0]) * dice.random()
         before, at, endpoint = path.state, Seconds(now), dice.choice(endpoints)
-        match dice.randrange(17):
+        match dice.randrange(19):
             case 0 | 1 | 2:
                 effects = path.on_send(at, wanted=dice.random() < 0.1)
             case 3 | 4 | 5 if open_pings:
@@ -296,6 +300,10 @@ def play(seed: int, steps: int) -> str:
                 effects = path.on_peer_gone(at) if dice.random() < 0.5 else path.on_own_endpoints(at)
             case 16 if dice.random() < 0.2:
                 effects = path.on_wireguard_stall(at)
+            case 17:
+                effects = path.on_leg(dice.choice([LEG, LEG._replace(vni=8)]), at)
+            case 18 if dice.random() < 0.3:
+                effects = path.on_leg_lost(LEG, at)
             case _:
                 effects = path.on_deadline(at)
         if (due := path.next_deadline()) is not None and due <= now:
@@ -327,3 +335,52 @@ def test_the_table_is_whole() -> None:
     assert set(TABLE) == set(Event)
     for event, row in TABLE.items():
         assert row and set(row) <= set(State), event
+
+
+# --- legs of peer relays ---
+
+
+def test_a_peer_relay_is_sought_when_rounds_stay_without_answer() -> None:
+    path = make(1, E1)
+    path.on_send(Seconds(1.0))
+    assert SeekRelay(False) not in pass_time(path, 2.7)
+    assert SeekRelay(False) in pass_time(path, 2.8)
+
+
+def test_a_leg_beats_the_relay_and_a_direct_path_beats_a_leg() -> None:
+    path = make(1, E1)
+    early = pings(path.on_send(Seconds(1.0)))
+    sent = pings(path.on_leg(LEG, Seconds(1.3)))
+    assert set(sent) == {LEG}
+    path.on_pong(sent[LEG], E3, Seconds(1.35))
+    assert path.act is not None and path.act.endpoint == LEG and path.act.kind is Kind.RELAYED
+    assert path.last_path.direct == LEG and path.seen_as is None, "the relay sees itself, not us"
+    path.on_pong(early[E1], None, Seconds(1.9))
+    assert path.act.endpoint == E1, "slower, and yet direct"
+    sent = pings(path.on_leg(LEG, Seconds(2.0)))
+    path.on_pong(sent[LEG], None, Seconds(2.001))
+    assert path.act.endpoint == E1
+
+
+def test_a_leg_that_stops_carrying_is_sought_anew_at_once() -> None:
+    path = make(1)
+    path.on_send(Seconds(1.0))
+    sent = pings(path.on_leg(LEG, Seconds(1.0)))
+    path.on_pong(sent[LEG], None, Seconds(1.02))
+    path.on_recv(LEG, What.DATA, Seconds(1.03))
+    effects: list[Effect] = []
+    for tick in range(60):
+        path.on_send(Seconds(1.1 + tick / 10))
+        effects += pass_time(path, 1.1 + tick / 10)
+    assert SeekRelay(True) in effects and path.state in (State.DEGRADED, State.PROBING)
+
+
+def test_a_lost_leg_is_forgotten_and_left() -> None:
+    path = make(1)
+    path.on_send(Seconds(1.0))
+    sent = pings(path.on_leg(LEG, Seconds(1.0)))
+    path.on_pong(sent[LEG], None, Seconds(1.02))
+    path.on_leg_lost(LEG, Seconds(2.0))
+    assert LEG not in path.candidates and path.hint is None and path.state is State.PROBING
+    assert path.last_path == SetPath(None, HOME, Mode.RELAY)
+    assert path.on_leg_lost(LEG, Seconds(2.1)) == []
