@@ -37,7 +37,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 def missing_tools() -> list[str]:
     """What this machine lacks to hold a lab; empty when it can."""
-    missing = [tool for tool in ("ip", "nft", "curl", "openssl", "setpriv", "wg", "ping") if shutil.which(tool) is None]
+    tools = ("ip", "nft", "curl", "openssl", "setpriv", "wg", "ping", "miniupnpd")
+    missing = [tool for tool in tools if shutil.which(tool) is None]
     if os.geteuid() != 0:
         missing.append("root")
     return missing

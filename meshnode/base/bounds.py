@@ -76,3 +76,6 @@ WGCONF_PEERS_MAX: Final = 20_000
 
 WGCONF_WARNINGS_MAX: Final = 100
 """Warnings told of one file; the rest is only counted."""
+
+UPNP_BODY_MAX: Final = 64 * 1024
+"""A description or an answer of a UPnP gateway; real ones have some kilobytes (paths.md 5.3)."""

@@ -466,7 +466,10 @@ def check_tcp_ecn(word: str) -> tuple[str, str]:
 def check_disco(disco: Disco) -> str:
     """What is wrong with a section made by hand, setting first; '' if nothing."""
     for item in fields(disco):
-        if problem := out_of_bounds(item, getattr(disco, item.name)):
+        value, choices = getattr(disco, item.name), item.metadata["choices"]
+        if choices and value not in choices:
+            return f"{item.name}: {value!r} is none of {', '.join(choices)}"
+        if problem := out_of_bounds(item, value):
             return f"{item.name}: {problem}"
     return ""
 

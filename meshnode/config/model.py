@@ -13,6 +13,7 @@ from typing import Any, Final
 DEFAULT_CONTROL_URL: Final = "https://controlplane.tailscale.com"
 DEFAULT_MTU: Final = 1280
 TCP_ECN: Final = ("accept", "ask", "off")
+PORTMAP: Final = ("auto", "on", "off", "pmp", "pcp", "upnp")
 MEMORY: Final = "mem:"
 """The state directory that is none: identity in memory, logout at the end."""
 
@@ -194,6 +195,12 @@ class Disco:
     )
     degraded_timeout: float = setting(
         10.0, "a path in doubt is given up after this long without an answer", unit="s", flag=False, bounds=(0.5, 600)
+    )
+    portmap: str = setting(
+        "auto",
+        "ask the gateway for a port outside: by all of NAT-PMP, PCP and UPnP, or one of them; auto: not in containers",
+        choices=PORTMAP,
+        flag=False,
     )
 
 

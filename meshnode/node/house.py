@@ -38,6 +38,7 @@ from meshnode.tunnel.dialer import Dialer
 if TYPE_CHECKING:
     from meshnode.node.node import Node
     from meshnode.tunnel.interface import Interface
+    from meshnode.underlay.portmap import PortMapper
 
 RELAY_GRACE_S: Final = 0.2
 """How long `ready` waits for the home relay once the netmap is in use: it connects beside us."""
@@ -54,6 +55,7 @@ class House:
     control: ControlClient
     home: HomeKeeper
     dialer: Dialer
+    portmap: PortMapper
 
     def __init__(
         self, node: Node, scope: Scope, broadcast: Broadcast, *, on_failure: Callable[[MeshError], None]
@@ -89,6 +91,7 @@ class House:
         self._start_paths(disco)
         self.reach.start()
         self._rooms.callback(self.reach.close)
+        self._start_portmap()
         self.wiring.introduce()
         self._rooms.callback(self.links.close)
         self.links.start()
@@ -168,6 +171,18 @@ class House:
         )
         self.discovery = Discovery(disco, public, clock=self.clock, loopback_ok=self.node.use_loopback, tuning=tuning)
         self._rooms.callback(self.discovery.close)
+
+    def _start_portmap(self) -> None:
+        from meshnode.underlay.portmap import PortMapper, protocols_of
+
+        self.portmap = PortMapper(
+            protocols_of(self.node.disco.portmap),
+            clock=self.clock,
+            port=lambda: self.engine.port4,
+            on_endpoint=self.reach.on_port_mapping,
+            on_presence=lambda seen: self.reach.note(upnp=seen.upnp, pmp=seen.pmp, pcp=seen.pcp),
+        )
+        self._scope.spawn(self.portmap.run(), "portmap")
 
     def _start_control(self, state: State, disco: DiscoPublic) -> None:
         node, wiring = self.node, self.wiring

@@ -131,8 +131,9 @@ class Reach:
         """A relay connection broke."""
         self.netcheck.request(Cause.RELAY)
 
-    def on_port_mapping(self) -> None:
-        """A gateway gave us another endpoint, or took it back."""
+    def on_port_mapping(self, external: Endpoint | None) -> None:
+        """A gateway gave us another endpoint, or (None) took it back."""
+        self.put(EndpointKind.PORTMAPPED, (external,) if external is not None else ())
         self.netcheck.request(Cause.PORTMAP)
 
     def on_link_change(self) -> None:
@@ -140,6 +141,7 @@ class Reach:
         self._mapped.note_link_change()
         self._net_info.note_link_change()
         self._house.home.on_link_change()
+        self._house.portmap.on_link_change()
         self.netcheck.request(Cause.LINK)
 
     def on_network(self, local: tuple[Endpoint, ...], change: Change, usable: Collection[IP] | None) -> None:
@@ -169,6 +171,7 @@ class Reach:
         gone = self._mapped.learn(self.report, report.at)
         if gone:
             house.discovery.forget_own(gone)
+            house.portmap.look()
         self._put_mapped()
         fixed = house.node.port if house.node.port == house.engine.port4 else 0
         self.put(EndpointKind.STUN_LOCAL_PORT, forwarded_guess(self.report, fixed))
