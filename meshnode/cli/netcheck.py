@@ -70,7 +70,9 @@ def _region(region: dict[str, Any], width: int) -> str:
 
 
 def _ms(value: float | None) -> str:
-    return "no answer" if value is None else f"{value:.1f}ms"
+    if value is None:
+        return "no answer"
+    return f"{value:.1f}ms" if value >= 1 else f"{value:.2g}ms"
 
 
 def _yes(value: bool) -> str:
