@@ -187,15 +187,32 @@ def checked_names() -> dict[str, str]:
     return texts | {f"tests.bench.{path.stem}": "" for path in (ROOT / "tests/bench").glob("*.py")}
 
 
-def test_the_checklist_of_the_data_plane_names_tests_that_exist() -> None:
-    plan = (ROOT / "docs/protocol/dataplane.md").read_text().split("## 11. ")[1].split("\n## ")[0]
-    asked = set(re.findall(r"\b(?:WG|IO|IP|T|PY|PF|TN)-\d\d\b", plan))
+def rows_of_conformance() -> list[list[str]]:
+    """(line, shown by, remark) of every row."""
     page = (ROOT / "docs/protocol/conformance.md").read_text()
     table = [[cell.strip() for cell in row.split("|")[1:-1]] for row in page.splitlines() if row.startswith("| ")]
-    rows = [row for row in table if re.fullmatch(r"[A-Z]+-\d\d", row[0])]
-    assert sorted(line for line, _, _ in rows) == sorted(asked)
+    return [row for row in table if re.fullmatch(r"[A-Z]+-\d\d", row[0])]
+
+
+def plan_of(page: str) -> str:
+    """The checklist of a protocol page."""
+    return (ROOT / "docs/protocol" / page).read_text().split("## 11. ")[1].split("\n## ")[0]
+
+
+def test_the_checklist_of_the_data_plane_has_a_row_for_each_line() -> None:
+    asked = set(re.findall(r"\b(?:WG|IO|IP|T|PY|PF|TN)-\d\d\b", plan_of("dataplane.md")))
+    assert sorted(line for line, _, _ in rows_of_conformance() if not line.startswith("P-")) == sorted(asked)
+
+
+def test_the_checklist_of_paths_has_at_most_a_row_for_each_line() -> None:
+    asked = [f"P-{int(number):02}" for number in re.findall(r"^(\d+)\. ", plan_of("paths.md"), re.MULTILINE)]
+    rows = [line for line, _, _ in rows_of_conformance() if line.startswith("P-")]
+    assert len(set(rows)) == len(rows) and set(rows) <= set(asked)
+
+
+def test_the_checklists_name_tests_that_exist() -> None:
     files = checked_names()
-    for line, shown, remark in rows:
+    for line, shown, remark in rows_of_conformance():
         assert shown or remark.startswith("not done: "), f"{line}: neither a test nor a reason"
         assert not remark or remark.startswith(("not done: ", "partly: ")), f"{line}: {remark}"
         for group in shown.split(";"):
