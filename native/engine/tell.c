@@ -68,6 +68,14 @@ static struct mn_told *told_of(struct mn_peer *p, const struct mn_path *from)
     return fresh;
 }
 
+bool mn_tell_wants_recv(const struct mn_engine *e, const struct mn_peer *p, const struct mn_path *from, uint8_t what)
+{
+    for (unsigned i = 0; i < MN_TOLD_PATHS; i++)
+        if (mn_path_equal(&p->told[i].path, from))
+            return p->told[i].at[what] == 0 || e->now_ns - p->told[i].at[what] >= THROTTLE_NS;
+    return true;
+}
+
 void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_path *from, uint8_t what)
 {
     struct mn_told *told = told_of(p, from);

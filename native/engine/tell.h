@@ -21,6 +21,8 @@ void mn_tell_keys(struct mn_engine *e, const struct mn_peer *p, enum mn_keys_not
 void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted);
 /* At most one per peer, path and kind per 100 ms, at once when one of them is new. */
 void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_path *from, uint8_t what);
+/* Whether that would be told now. Remembers nothing: the packet is not proved to be anybody's yet. */
+bool mn_tell_wants_recv(const struct mn_engine *e, const struct mn_peer *p, const struct mn_path *from, uint8_t what);
 /* The sockets' on_error: at most one per destination and errno per second. */
 void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err);
 /* The sockets' on_hint: an ICMP error, which anybody may forge. Told as ECONNREFUSED. */

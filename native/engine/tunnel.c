@@ -206,6 +206,22 @@ static void on_heard(void *ctx, uint32_t peer, const struct mn_path *from)
         mn_tell_peer_recv(e, p, from, MN_WHAT_HANDSHAKE);
 }
 
+static bool on_wants_copy(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct mn_engine *e = ctx;
+    struct mn_peer *p = peer_of(e, peer);
+    return p != NULL && mn_tell_wants_recv(e, p, from, MN_WHAT_KEEPALIVE);
+}
+
+/* Without this a path slower than the relay would never be seen to carry while both do. */
+static void on_copied(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct mn_engine *e = ctx;
+    struct mn_peer *p = peer_of(e, peer);
+    if (p != NULL)
+        mn_tell_peer_recv(e, p, from, MN_WHAT_KEEPALIVE);
+}
+
 /* Plain WireGuard: whoever proves to be the peer is where the peer is. */
 static void on_roamed(void *ctx, uint32_t peer, const struct mn_path *from)
 {
@@ -234,6 +250,8 @@ void mn_tunnel_set_wg_ops(struct mn_wg_ops *ops)
     ops->event = on_event;
     ops->heard = on_heard;
     ops->roamed = on_roamed;
+    ops->wants_copy = on_wants_copy;
+    ops->copied = on_copied;
 }
 
 /* ---- outbound: from the stack ---- */

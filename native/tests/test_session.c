@@ -170,6 +170,27 @@ static void test_forged_data(void)
     pair_stop(t);
 }
 
+/* A copy is delivered once, and the second proves the path it took; a forged one, or one nobody asks for, does not. */
+static void test_copies(void)
+{
+    struct pair *t = pair_start(42);
+    struct packet p, bad;
+    pair_connect(t);
+    CHECK(send_data(&t->a, t->pa, 1, 2, 64, &p) > 0);
+    deliver_expect(&t->b, &p, 64);
+    CHECK_INT(t->b.copied_count, 0);
+    deliver_expect(&t->b, &p, -MN_WG_DROP_REPLAY);
+    CHECK_INT(t->b.copied_count, 1);
+    bad = p;
+    bad.buf[p.len - 1] ^= 1;
+    deliver_expect(&t->b, &bad, -MN_WG_DROP_REPLAY);
+    CHECK_INT(t->b.copied_count, 1);
+    t->b.wants_no_copy = true;
+    deliver_expect(&t->b, &p, -MN_WG_DROP_REPLAY);
+    CHECK_INT(t->b.copied_count, 1);
+    pair_stop(t);
+}
+
 static void test_counter_limits(void)
 {
     struct pair *t = pair_start(34);
@@ -368,6 +389,7 @@ int main(void)
     RUN(test_previous_until_180s);
     RUN(test_expires_at_180s);
     RUN(test_replays);
+    RUN(test_copies);
     RUN(test_forged_data);
     RUN(test_counter_limits);
     RUN(test_padding);

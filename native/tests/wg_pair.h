@@ -34,6 +34,8 @@ struct node {
     struct mn_path heard_from;
     unsigned roamed_count;
     struct mn_path roamed_to;
+    unsigned copied_count;
+    bool wants_no_copy;
 };
 
 static inline void node_random(void *ctx, uint8_t *p, size_t n)
@@ -84,6 +86,20 @@ static inline void node_roamed(void *ctx, uint32_t peer, const struct mn_path *f
     node->roamed_to = *from;
 }
 
+static inline bool node_wants_copy(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct node *node = ctx;
+    (void)peer, (void)from;
+    return !node->wants_no_copy;
+}
+
+static inline void node_copied(void *ctx, uint32_t peer, const struct mn_path *from)
+{
+    struct node *node = ctx;
+    (void)peer, (void)from;
+    node->copied_count++;
+}
+
 static inline void node_start(struct node *n, uint64_t seed, uint64_t *now, const struct mn_wg_config *config)
 {
     memset(n, 0, sizeof *n);
@@ -94,7 +110,8 @@ static inline void node_start(struct node *n, uint64_t seed, uint64_t *now, cons
     EVP_PKEY *key = mn_x25519_load(n->priv);
     CHECK(mn_x25519_public(key, n->pub) == 0);
     EVP_PKEY_free(key);
-    struct mn_wg_ops ops = {n, node_random, node_wall, node_send, node_event, node_heard, node_roamed};
+    struct mn_wg_ops ops = {n,          node_random, node_wall,       node_send,  node_event,
+                            node_heard, node_roamed, node_wants_copy, node_copied};
     n->wg = mn_wg_create(&ops, config, n->priv, *now);
     CHECK(n->wg != NULL);
 }

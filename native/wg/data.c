@@ -151,6 +151,14 @@ static int deliver(struct mn_wg *wg, struct mn_wg_peer *p, uint8_t *text, size_t
     return (int)n;
 }
 
+static void take_copy(struct mn_wg *wg, struct mn_wg_peer *p, struct mn_session *s, uint8_t *msg, size_t len,
+                      const struct mn_path *from)
+{
+    const struct mn_wg_ops *ops = &wg->ops;
+    if (ops->copied != NULL && ops->wants_copy(ops->ctx, p->id, from) && mn_session_is_copy(s, msg, len))
+        ops->copied(ops->ctx, p->id, from);
+}
+
 int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, const struct mn_path *from, uint64_t now_ns,
                   uint8_t **inner, uint32_t *peer)
 {
@@ -164,6 +172,7 @@ int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, const struct mn_pa
     int text = mn_session_open(s, msg, len);
     if (text == -2) {
         p->stats.drop_replay++;
+        take_copy(wg, p, s, msg, len, from);
         return mn_drop(wg, MN_WG_DROP_REPLAY);
     }
     if (text < 0)

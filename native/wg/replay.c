@@ -16,6 +16,11 @@ bool mn_replay_is_new(const struct mn_replay *r, uint64_t counter)
     return c1 > r->last1 || (r->map[c1 / WORD_BITS & RING_MASK] >> c1 % WORD_BITS & 1) == 0;
 }
 
+bool mn_replay_is_copy(const struct mn_replay *r, uint64_t counter)
+{
+    return in_window(r, counter) && !mn_replay_is_new(r, counter);
+}
+
 bool mn_replay_commit(struct mn_replay *r, uint64_t counter)
 {
     if (!in_window(r, counter))

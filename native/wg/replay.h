@@ -16,7 +16,8 @@ struct mn_replay {
     uint64_t map[MN_REPLAY_WORDS];
 };
 
-bool mn_replay_is_new(const struct mn_replay *r, uint64_t counter); /* looks only */
-bool mn_replay_commit(struct mn_replay *r, uint64_t counter);       /* true: was new, now is seen */
+bool mn_replay_is_new(const struct mn_replay *r, uint64_t counter);  /* looks only */
+bool mn_replay_is_copy(const struct mn_replay *r, uint64_t counter); /* was seen, and the window still knows it */
+bool mn_replay_commit(struct mn_replay *r, uint64_t counter);        /* true: was new, now is seen */
 
 #endif

@@ -71,15 +71,26 @@ int mn_session_seal(struct mn_session *s, uint8_t *msg, size_t text_len)
     return (int)(HEADER + text_len + MN_AEAD_TAG);
 }
 
+static uint64_t counter_of(const uint8_t *msg)
+{
+    return mn_le32_get(msg + COUNTER) | (uint64_t)mn_le32_get(msg + COUNTER + 4) << 32;
+}
+
 int mn_session_open(struct mn_session *s, uint8_t *msg, size_t len)
 {
-    uint64_t counter = mn_le32_get(msg + COUNTER) | (uint64_t)mn_le32_get(msg + COUNTER + 4) << 32;
+    uint64_t counter = counter_of(msg);
     if (!mn_replay_is_new(&s->replay, counter))
         return -2;
     int text = mn_aead_open(&s->open, counter, msg + HEADER, len - HEADER);
     if (text < 0)
         return -1;
     return mn_replay_commit(&s->replay, counter) ? text : -2;
+}
+
+bool mn_session_is_copy(struct mn_session *s, uint8_t *msg, size_t len)
+{
+    uint64_t counter = counter_of(msg);
+    return mn_replay_is_copy(&s->replay, counter) && mn_aead_open(&s->open, counter, msg + HEADER, len - HEADER) >= 0;
 }
 
 static void drop(struct mn_session **slot, struct mn_session_dropped *dropped)

@@ -45,6 +45,8 @@ bool mn_session_can_receive(struct mn_session *s, uint64_t now_ns);
 int mn_session_seal(struct mn_session *s, uint8_t *msg, size_t text_len);
 /* msg of len bytes: the text length with the text at msg + 16, -1 not authentic (msg is garbage), -2 a replay. */
 int mn_session_open(struct mn_session *s, uint8_t *msg, size_t len);
+/* What mn_session_open called a replay: whether it is an authentic packet that the window remembers. msg is garbage. */
+bool mn_session_is_copy(struct mn_session *s, uint8_t *msg, size_t len);
 
 /* What rotation throws out: the owner frees the index, then the session. At most two. */
 struct mn_session_dropped {

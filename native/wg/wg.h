@@ -63,6 +63,11 @@ struct mn_wg_ops {
     /* Of peers that roam: an authentic initiation, response, keepalive or data packet took this path, whatever its
      * content; called before anything leaves because of it. May be NULL. */
     void (*roamed)(void *ctx, uint32_t peer, const struct mn_path *from);
+    /* A data packet that came before came again. Packets sent by two paths do; that of the slower path proves that it
+     * carries. wants_copy: whether it is news that this path does, for only then is the copy opened; copied: it is
+     * authentic. Both or neither may be NULL. */
+    bool (*wants_copy)(void *ctx, uint32_t peer, const struct mn_path *from);
+    void (*copied)(void *ctx, uint32_t peer, const struct mn_path *from);
 };
 
 /* 0 in a field: the default. */

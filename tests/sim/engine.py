@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.keys import NodePublic
-from meshnode.core.path_values import Mode
+from meshnode.core.path_values import Mode, What
 from tests.sim.link import Stun, Wg
 from tests.sim.tunnel import Tunnel
 
@@ -161,7 +161,7 @@ class SimEngine:
         what = self.tunnel(sender).receive(data, source, region)
         if what is None:
             return
-        if data.kind == "data":
+        if what is What.DATA:
             got = self.got.setdefault(sender.key, Got())
             got.at[data.number] = self.world.now
             got.by_relay += source is None

@@ -248,7 +248,7 @@ class SimNode(SimEngine):
     def _refuse(self, target: Endpoint) -> None:
         if self.now - self.refused.get(target, -1e9) >= ERROR_REPORT_S:
             self.refused[target] = self.now
-            self.call_later(0.0, lambda: self.discovery.on_send_error(target.ip, target.port, errno.ENETUNREACH))
+            self.call_later(0.0, lambda: self.discovery.on_send_error(target, errno.ENETUNREACH))
 
     def send_relay(self, region: RegionId, peer: NodePublic, data: bytes) -> bool:
         """RelayPool.send."""

@@ -261,3 +261,15 @@ def test_a_nat_that_rebinds_is_followed(seed: int) -> None:
     act = a.path(b).act
     assert act is not None and act.endpoint.port == b.port and a.state(b) is DIRECT
     assert gaps(b.got[a.key], at, world.now) <= 1.0 and gaps(a.got[b.key], at, world.now) <= 1.0
+
+
+@seeds(20)
+@pytest.mark.parametrize("both", [True, False])
+def test_a_relay_faster_than_the_direct_path_condemns_nothing(seed: int, both: bool) -> None:
+    """Of a packet sent both ways the relay's copy comes first; the other one still proves that its path carries."""
+    world, a, b = pair(seed, delay_s=0.08, relay_delay_s=0.01)
+    world.talk(a, b, both=both)
+    world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
+    world.run(40.0)
+    assert all(new not in (RELAY, DEGRADED) for _, _, new, _ in a.states + b.states)
+    assert a.routes[b.key].mode == Mode.DIRECT

@@ -2,7 +2,8 @@
 
 Enough of it that what depends on WireGuard is true here as well: a restarted peer understands nothing until
 a handshake, a receiver of data answers within ten seconds, initiations alternate between two paths and are
-never doubled, an answer goes where its question came from, and a copy that arrives second is nothing.
+never doubled, an answer goes where its question came from, and a copy that
+arrives second proves its path and is nothing else.
 Source: docs/protocol/dataplane.md 1.10.
 """
 
@@ -100,7 +101,7 @@ class Tunnel:
     # in
 
     def receive(self, packet: Wg, source: Endpoint | None, region: int) -> What | None:
-        """What an authentic packet was; None if it is not, or came before."""
+        """What an authentic packet was, a copy of one that came before counting as a keepalive; None: not authentic."""
         if packet.kind == INITIATION:
             self.others.append(packet.session)
             self.node.send_answer(self.peer, Wg(RESPONSE, packet.session, 0, 120), source, region)
@@ -114,7 +115,7 @@ class Tunnel:
         else:
             return None
         if packet.number in self.seen:
-            return None
+            return What.KEEPALIVE
         self.seen.add(packet.number)
         self.due.pop(self._new_handshake, None)
         if packet.kind == KEEPALIVE:
