@@ -106,6 +106,8 @@ class SimNode(SimEngine):
     def restart(self) -> None:
         """The process dies and starts again: another disco key, no sessions."""
         self.discovery.close()
+        for tunnel in self.tunnels.values():
+            tunnel.due.clear()
         self.tunnels.clear()
         self.routes.clear()
         self.heard.clear()
@@ -236,6 +238,8 @@ class SimNode(SimEngine):
             self._refuse(target)
             return
         source = Endpoint(source_ip, self.port)
+        if self.world.is_traced:
+            self.world.note(f"{self.name} → {target}: {self.worded(data)}")
         if self.firewall is not None:
             self.firewall.outbound(source, target, self.world.now)
         packet = Packet(self.name, source, target, data)
@@ -258,6 +262,8 @@ class SimNode(SimEngine):
 
     def by_relay(self, region: int, peer: NodePublic, data: bytes | Wg) -> None:
         """By a region."""
+        if self.world.is_traced:
+            self.world.note(f"{self.name} → relay {region}: {self.worded(data)}")
         self.world.regions[region].carry(self, peer, data)
 
     def dial(self, region: int) -> None:
@@ -275,6 +281,16 @@ class SimNode(SimEngine):
             self.dialled.add(self.home)
             self.home = up[0].id
             self.world.announce(self)
+
+    def worded(self, data: bytes | Wg | Stun) -> str:
+        """A packet of ours, for the story."""
+        if not isinstance(data, bytes):
+            return str(data)
+        for known in self.discovery._peers.values():
+            box = self.discovery._keys.box(known.disco.raw) if known.disco is not None else None
+            if box is not None and (message := box.open(data)) is not None:
+                return str(message)
+        return "DISCO"
 
     # in
 

@@ -38,12 +38,13 @@ class Tunnel:
         self.node = node
         self.peer = peer
         self.current = 0
-        self.others: deque[int] = deque(maxlen=2)
-        """The session before, and one not used by its initiator yet."""
+        self.others: deque[int] = deque(maxlen=4)
+        """Sessions before, and those not used by their initiators yet."""
         self.is_initiator = False
         self.made_at = 0.0
         self.attempts = 0
         self.asked = 0
+        self.needs_another_keepalive = False
         self.seen: set[int] = set()
         self.staged: deque[Wg] = deque(maxlen=STAGED_MAX)
         self.due: dict[Callable[[], None], float] = {}
@@ -97,6 +98,9 @@ class Tunnel:
         if self.current:
             self.node.serial += 1
             self._transmit(Wg(KEEPALIVE, self.current, self.node.serial, SMALL))
+        if self.needs_another_keepalive:
+            self.needs_another_keepalive = False
+            self._arm(self._send_keepalive, KEEPALIVE_S)
 
     # in
 
@@ -120,7 +124,9 @@ class Tunnel:
         self.due.pop(self._new_handshake, None)
         if packet.kind == KEEPALIVE:
             return What.KEEPALIVE
-        if self._send_keepalive not in self.due:
+        if self._send_keepalive in self.due:
+            self.needs_another_keepalive = True
+        else:
             self._arm(self._send_keepalive, KEEPALIVE_S)
         return What.DATA
 

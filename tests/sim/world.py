@@ -64,6 +64,8 @@ class World:
         self.watch = Watch(self)
         self.events: list[tuple[float, str]] = []
         """What the scenario did."""
+        self.is_traced = False
+        """Every packet sent is an event as well."""
 
     # building
 
