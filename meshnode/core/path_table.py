@@ -43,11 +43,13 @@ Row = Callable[..., None]
 
 def _send_unknown(p: PathBody, wanted: bool) -> None:
     p.live()
+    p.sent_at = p.now
     p.start_probing("there are packets for it; looking for a direct path")
 
 
 def _send_live(p: PathBody, wanted: bool) -> None:
     p.live()
+    p.sent_at = p.now
 
 
 def _send_direct(p: PathBody, wanted: bool) -> None:
@@ -66,6 +68,7 @@ def _send_direct(p: PathBody, wanted: bool) -> None:
 
 def _send_relay_only(p: PathBody, wanted: bool) -> None:
     p.live()
+    p.sent_at = p.now
     if wanted and not p.is_relay_up:
         p.start_probing("there are packets for it and no way to send them")
     elif Event.REPROBE not in p.timers:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import Final
 
-from meshnode.core.path_body import DOUBT_GAPS_S, HEDGE_S, ROUND_GAPS_S, TICK_S, PathBody, Probe
+from meshnode.core.path_body import DOUBT_GAPS_S, HEDGE_S, ROUND_GAPS_S, SESSION_S, TICK_S, PathBody, Probe
 from meshnode.core.path_values import Event, Hedge, Kick, Purpose, SeekRelay, State
 
 EVIDENCE_S: Final = 6.0
+GREET_S: Final = 5.0
 SEEK_ROUND: Final = 3
 """The round of Probing in which a peer relay is asked too: had the peer a direct path, it would have answered."""
 FAR_S: Final = 0.05
@@ -106,8 +107,16 @@ def on_reprobe_relay_only(p: PathBody) -> None:
         p.go_idle("no traffic")
 
 
+def _greet_again(p: PathBody) -> None:
+    """Data waits and there is no session: perhaps the answer went where we were before a restart, which the peer
+    believes in for some seconds. WireGuard by itself asks again after five."""
+    if p.now - p.sent_at < GREET_S and p.now - max(p.heard_direct_at, p.heard_relay_at) > SESSION_S:
+        p.out.append(Kick())
+
+
 def on_round_probing(p: PathBody) -> None:
     p.round += 1
+    _greet_again(p)
     if p.round == SEEK_ROUND:
         p.out.append(SeekRelay(is_urgent=False))
     if p.round < len(ROUND_GAPS_S):
@@ -126,6 +135,7 @@ def _why_relayed(p: PathBody) -> str:
 
 
 def on_round_direct(p: PathBody) -> None:
+    _greet_again(p)
     if p.now < p.settle_until:
         p.probe_all(call=False)
         p.round = min(p.round + 1, len(ROUND_GAPS_S) - 1)

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from meshnode import __version__
@@ -102,23 +102,14 @@ class House:
 
     async def _start_engine(self, state: State) -> None:
         node = self.node
-        gso, gro = offloads(node.udp_gso, node.udp_gro)
         try:
-            self.engine = await Engine.start(
-                state.node,
-                port=node.port,
-                mtu=node.mtu,
-                timestamp_floor=state.timestamp_floor,
-                gso=gso,
-                gro=gro,
-                tcp_memory=node.tcp_memory,
-                tcp_ecn=node.tcp_ecn,
-            )
+            self.engine = await self._engine_at(state, node.port or state.udp_port)
         except OSError as error:
             taken = error.errno == errno.EADDRINUSE
             tip = "choose another with --port, or 0 for any" if taken else "a limit of the system may be in the way"
             reason = (error.strerror or str(error)).lower()
             raise ListenError(f"UDP port {node.port} cannot be used for the tunnel: {reason}; {tip}") from None
+        self.memory.change(udp_port=self.engine.port4 or self.engine.port6)
         self._rooms.push_async_callback(self.engine.aclose)
         self.dialer = Dialer(self.engine.connect, node.resolve)
         if node.tun:
@@ -126,6 +117,30 @@ class House:
 
             self.interface = Interface.open(self.engine, node.tun, node.mtu)
             self.engine.on_tun_lost = self._on_tun_lost
+
+    async def _engine_at(self, state: State, port: int) -> Engine:
+        """On that port; on any, if it is only the one we had last time and somebody else has it now."""
+        node = self.node
+        gso, gro = offloads(node.udp_gso, node.udp_gro)
+
+        def start(port: int) -> Awaitable[Engine]:
+            return Engine.start(
+                state.node,
+                port=port,
+                mtu=node.mtu,
+                timestamp_floor=state.timestamp_floor,
+                gso=gso,
+                gro=gro,
+                tcp_memory=node.tcp_memory,
+                tcp_ecn=node.tcp_ecn,
+            )
+
+        try:
+            return await start(port)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or node.port or not port:
+                raise
+        return await start(0)
 
     def _on_tun_lost(self, number: int) -> None:
         self._on_failure(

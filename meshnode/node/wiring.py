@@ -144,6 +144,7 @@ class Wiring:
         if number:
             _log.error("no UDP socket after the change of the network; relays carry everything", errno=number)
         else:
+            self._house.memory.change(udp_port=engine.port4 or engine.port6)
             _log.info("UDP sockets renewed after a change of the network", port4=engine.port4, port6=engine.port6)
 
     def on_login(self, result: LoginResult) -> None:

@@ -38,6 +38,8 @@ class State:
     home_region: int = 0
     timestamp_floor: bytes = b""
     """TAI64N of the newest WireGuard initiation; a restart never goes below it."""
+    udp_port: int = 0
+    """Where peers last knew us; used again if it is free and no other is asked for: what they send there arrives."""
     updated_at: Unix = Unix(0.0)
 
     @classmethod
@@ -90,6 +92,7 @@ def emit_state(state: State) -> str:
         "log_id": state.log_id,
         "home_region": state.home_region,
         "timestamp_floor": state.timestamp_floor.hex(),
+        "udp_port": state.udp_port,
         "updated_at": state.updated_at,
     }
     return json.dumps(record, indent=1) + "\n"
@@ -133,8 +136,15 @@ def _build(record: dict[str, Any]) -> State:
         log_id=_text(record, "log_id"),
         home_region=int(record.get("home_region") or 0),
         timestamp_floor=floor,
+        udp_port=_port(record.get("udp_port") or 0),
         updated_at=Unix(float(record.get("updated_at") or 0.0)),
     )
+
+
+def _port(value: object) -> int:
+    if not isinstance(value, int) or not 0 <= value <= 65535:
+        raise ValueError("udp_port")
+    return value
 
 
 def _text(record: dict[str, Any], name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import socket
 import ssl
 from pathlib import Path
 
@@ -192,6 +193,28 @@ def test_restart_keeps_name_and_address_without_the_key(tmp_path: Path) -> None:
                 await node.ready(10)
                 assert (node.name, node.addresses) == before
             assert len(town.control.tailnet.members) == 1
+
+    run("asyncio", work)
+
+
+def port_of(node: Node) -> int:
+    return node._running().engine.port4
+
+
+def test_restart_keeps_the_port_unless_somebody_else_has_it(tmp_path: Path) -> None:
+    """What peers send to where they knew us arrives."""
+
+    async def work() -> None:
+        async with make_town() as town:
+            async with town.node("one", state_dir=tmp_path) as node:
+                await node.ready(10)
+                port = port_of(node)
+            async with town.node("one", state_dir=tmp_path, auth_key="") as node:
+                assert port_of(node) == port
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+                other.bind(("0.0.0.0", port))
+                async with town.node("one", state_dir=tmp_path, auth_key="") as node:
+                    assert port_of(node) not in (0, port)
 
     run("asyncio", work)
 

@@ -337,6 +337,27 @@ def test_the_table_is_whole() -> None:
         assert row and set(row) <= set(State), event
 
 
+# --- after our restart ---
+
+
+def kicks(effects: list[Effect]) -> int:
+    return sum(isinstance(effect, Kick) for effect in effects)
+
+
+def test_a_handshake_without_answer_is_asked_for_again_with_the_rounds() -> None:
+    """The peer may answer where we were before: WireGuard's own five seconds are long."""
+    path = make(1, E1)
+    path.on_send(Seconds(1.0))
+    assert kicks(pass_time(path, 3.0)) == 3
+    path = make(1, E1)
+    path.on_send(Seconds(1.0))
+    path.on_recv(None, What.HANDSHAKE, Seconds(1.1))
+    assert not kicks(pass_time(path, 3.0)), "there is a session"
+    path = make(1, E1)
+    path.on_call([E1], Seconds(1.0))
+    assert not kicks(pass_time(path, 9.0)), "nobody wants to send"
+
+
 # --- legs of peer relays ---
 
 

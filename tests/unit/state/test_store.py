@@ -38,6 +38,7 @@ def full() -> State:
         addresses=(IPv4Address("100.64.0.1"),),
         home_region=3,
         timestamp_floor=b"\x02" * 12,
+        udp_port=41641,
         updated_at=Unix(1.5),
     )
 
