@@ -6,7 +6,7 @@ The vector is control.md 2.10: raw keys, version 131.
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from meshnode.base.bounds import EARLY_PAYLOAD_MAX, NOISE_FRAME_MAX
@@ -92,11 +92,11 @@ def test_the_last_counter_is_never_used() -> None:
 
 @given(st.lists(st.binary(max_size=9000), max_size=5), st.integers(1, 5000))
 def test_any_cutting_of_the_stream_yields_the_same_plaintext(parts: list[bytes], step: int) -> None:
+    assume(not b"".join(parts).startswith(control.EARLY_MAGIC[:1]))  # what looks like an early payload is taken for one
     ours, theirs = opened()
     sealed = b"".join(theirs.seal(part) for part in parts)
     out = b"".join(ours.receive(sealed[i : i + step]) for i in range(0, len(sealed), step))
-    # No early payload in front unless the bytes look like one.
-    assert out == b"".join(parts) or b"".join(parts).startswith(control.EARLY_MAGIC[:1])
+    assert out == b"".join(parts)
 
 
 @pytest.mark.parametrize("cut", range(0, 160, 7))
