@@ -1,7 +1,8 @@
 """LinkKeeper: what this node does when the machine's network changes, when it wakes, and when its sockets fail.
 
-One look finds what differs; then own endpoints, paths, relays and control hear of it, in this order, so that what is
-said of us to anybody is already true. Sockets are made anew only where they fail: new ones may lose their port.
+One look finds what differs. Relays and control hear of it first, so that no word is lost with a connection that is
+over; then paths, and peers of our new endpoints. Sockets are made anew only where they fail: new ones may lose their
+port.
 Source: docs/protocol/paths.md 4.6, 7.6, 8.7.
 """
 
@@ -74,10 +75,10 @@ class LinkKeeper:
             return
         house = self._house
         _tell(change)
-        house.reach.on_network(self._local_endpoints(), change, self._usable())
         if not change.is_minor:
             house.pool.on_network(change.gone)
             house.control.on_network({str(ip) for ip in change.gone})
+        house.reach.on_network(self._local_endpoints(), change, self._usable())
 
     def _usable(self) -> frozenset[IP] | None:
         return self._network.ips if self._network.is_complete else None

@@ -246,7 +246,6 @@ class RelayClient:
         lived_s = self._clock.now() - started
         self.error = reason
         _log.info("relay connection ended", region=self.region.id, reason=reason)
-        self._lanes.drop_urgent()
         self._become(RelayState.CONNECTING)
         self._watch_for_down(DOWN_AFTER_LOSS_S)
         if hint is not None:

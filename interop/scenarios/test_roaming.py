@@ -1,0 +1,151 @@
+"""The network under a node changes while it downloads: cables, addresses, families, sleep. Nothing gets stuck.
+
+Each scenario runs towards a stock node and towards one of ours, side by side; the flow survives with every byte, and
+the stalls are printed as JSON. Hosts begin with IPv4 alone, so that there is a family to lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from interop.bed import Bed
+from interop.flow import Download, record
+from interop.lab import Host, Lab, until
+from interop.peers.derper import Derper
+from interop.peers.drip import PORT, start_drip
+from interop.peers.headscale import Headscale
+from interop.peers.meshnode import SOCKS5, Meshnode
+from interop.peers.tailscaled import Tailscaled
+
+PEERS = ("stock", "ours")
+FLOW_S = 4.0
+STOPPED_S = 15.0
+
+
+@dataclass
+class Trio:
+    bed: Bed
+    mover: Meshnode
+    stock: Tailscaled
+    ours: Meshnode
+
+    @contextlib.contextmanager
+    def downloads(self, seconds: float = FLOW_S) -> Iterator[list[Download]]:
+        """One from each peer, running."""
+        for name in PEERS:
+            self.mover.wait_until_direct(name)
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(Download(self.mover.host, SOCKS5, name, seconds)) for name in PEERS]
+
+
+def mesh(bed: Bed, name: str) -> Meshnode:
+    """A node of ours on a host with IPv4 alone."""
+    host = bed.lab.host(name)
+    host.ip("-6", "address", "flush", "dev", "eth0")
+    start_drip(host)
+    serve = [f"tcp:{PORT}=127.0.0.1:{PORT}"]
+    return Meshnode(host, name, bed.headscale.url, key=bed.headscale.key(), serve=serve).start()
+
+
+@pytest.fixture(scope="module")
+def trio(peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trio]:
+    with Lab(tmp_path_factory.mktemp("roaming")) as lab:
+        derper = Derper(lab.hub, dual=True).start()
+        headscale = Headscale(lab.hub, relay_map=derper.relay_map).start()
+        bed = Bed(lab, headscale, "pinned", None, derper)
+        stock, ours, mover = bed.stock("stock"), mesh(bed, "ours"), mesh(bed, "mover")
+        start_drip(stock.host)
+        for name in PEERS:
+            mover.wait_for_peer(name)
+        yield Trio(bed, mover, stock, ours)
+
+
+def finish(flows: list[Download], what: str, since: float, limit_s: float) -> None:
+    """Every flow goes on within the limit and arrives whole."""
+    for flow in flows:
+        flow.goes_on_after(since, limit_s + 15.0)
+    for flow in flows:
+        flow.finish()
+        record(what, flow.name, stall_s=flow.stall(since))
+    assert max(flow.stall(since) for flow in flows) <= limit_s
+
+
+def far_end(host: Host, hub: Host) -> str:
+    """The name of the bridge's port at the other end of this host's cable."""
+    number = json.loads(host.run("ip", "-j", "link", "show", "eth0").stdout)[0]["link_index"]
+    links = json.loads(hub.run("ip", "-j", "link").stdout)
+    return next(str(link["ifname"]) for link in links if link["ifindex"] == number)
+
+
+def test_a_cable_that_is_pulled_and_plugged_in_again(trio: Trio) -> None:
+    hub, port = trio.bed.lab.hub, far_end(trio.mover.host, trio.bed.lab.hub)
+    with trio.downloads() as flows:
+        hub.ip("link", "set", port, "down")
+        until(lambda: "the network changed" in trio.mover.running.err(), 5.0, "the watch sees the cable go")
+        hub.ip("link", "set", port, "up")
+        finish(flows, "cable pulled and plugged in", time.monotonic(), 5.0)
+
+
+def readdress(host: Host, hub: Host, v4: str) -> None:
+    """As a DHCP client does: the old address goes, with it the routes, then another comes."""
+    host.ip("-4", "address", "flush", "dev", "eth0")
+    host.ip("address", "add", f"{v4}/24", "dev", "eth0")
+    host.ip("route", "replace", "default", "via", hub.v4)
+
+
+@contextlib.contextmanager
+def restored(host: Host, hub: Host) -> Iterator[None]:
+    """IPv4 alone again at the end."""
+    try:
+        yield
+    finally:
+        host.ip("-6", "address", "flush", "dev", "eth0")
+        readdress(host, hub, host.v4)
+
+
+def test_another_address(trio: Trio) -> None:
+    host, hub = trio.mover.host, trio.bed.lab.hub
+    with restored(host, hub), trio.downloads() as flows:
+        readdress(host, hub, "10.77.0.177")
+        finish(flows, "another address", time.monotonic(), 5.0)
+
+
+@pytest.mark.parametrize("left", ["nothing", "link-local"])
+def test_from_ipv4_to_ipv6_alone(trio: Trio, left: str) -> None:
+    """Another network that has IPv6 only; of IPv4 an address is left that leads nowhere, or none at all."""
+    host, hub = trio.mover.host, trio.bed.lab.hub
+    with restored(host, hub), trio.downloads() as flows:
+        host.ip("-4", "address", "flush", "dev", "eth0")
+        if left == "link-local":
+            host.ip("address", "add", "169.254.7.7/16", "dev", "eth0")
+        host.ip("address", "add", f"{host.v6}/64", "dev", "eth0", "nodad")
+        host.ip("-6", "route", "replace", "default", "via", hub.v6)
+        finish(flows, f"IPv4 to IPv6 alone, {left} of IPv4 left", time.monotonic(), 5.0)
+
+
+def test_an_interface_that_is_deleted_and_comes_back(trio: Trio) -> None:
+    host, hub = trio.mover.host, trio.bed.lab.hub
+    with trio.downloads() as flows:
+        host.ip("link", "delete", "eth0")
+        trio.bed.lab.wire(host, "eth0", hub, "br0")
+        host.ip("address", "add", f"{host.v4}/24", "dev", "eth0")
+        host.ip("route", "replace", "default", "via", hub.v4)
+        finish(flows, "interface deleted and added", time.monotonic(), 5.0)
+
+
+def test_a_process_that_was_stopped(trio: Trio) -> None:
+    process = trio.mover.running
+    with trio.downloads() as flows:
+        process.signal(signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        until(lambda: time.monotonic() - stopped_at >= STOPPED_S, STOPPED_S + 5, "the stop is over")
+        process.signal(signal.SIGCONT)
+        finish(flows, f"stopped for {STOPPED_S:g} s", time.monotonic(), 5.0)
+    process.wait_until(lambda: "woke up" in process.err(), 5.0, "it noticed")
