@@ -144,6 +144,17 @@ class Host:
         )
         self.nft(rules)
 
+    def divert(self, address: str, port: int, to: str) -> None:
+        """Lead TCP from here to one address and port to the same port of another host, until the lab ends."""
+        rules = [
+            "table ip mndivert {",
+            "chain out { type nat hook output priority -100 ;",
+            f"ip daddr {address} tcp dport {port} dnat to {to}",
+            "}",
+            "}",
+        ]
+        self.nft("\n".join(rules))
+
     def heal_udp(self) -> None:
         self.nft("delete table inet mncut")
 

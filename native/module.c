@@ -839,6 +839,11 @@ static PyObject *engine_link_open(PyObject *self, PyObject *args)
     return push_link(self, args, MN_CMD_LINK_OPEN);
 }
 
+static PyObject *engine_link_websocket(PyObject *self, PyObject *args)
+{
+    return push_link(self, args, MN_CMD_LINK_WEBSOCKET);
+}
+
 static PyObject *engine_link_close(PyObject *self, PyObject *args)
 {
     return push_link(self, args, MN_CMD_LINK_CLOSE);
@@ -875,6 +880,7 @@ static PyMethodDef engine_methods[] = {
     {"link_adopt", engine_link_adopt, METH_VARARGS, "Take a connected socket to a relay over."},
     {"link_write", engine_link_write, METH_VARARGS, "Bytes, or once it is open whole frames, to a relay."},
     {"link_open", engine_link_open, METH_VARARGS, "It is logged in: it carries the packets of its region."},
+    {"link_websocket", engine_link_websocket, METH_VARARGS, "It speaks WebSocket from here on."},
     {"link_close", engine_link_close, METH_VARARGS, "End a relay link; nothing is told of it any more."},
     {"stats", engine_stats, METH_NOARGS, "Counters of the engine."},
     {"peer_stats", engine_peer_stats, METH_VARARGS, "Counters of one peer."},

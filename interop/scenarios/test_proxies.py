@@ -1,4 +1,4 @@
-"""No UDP, and TCP only where a firewall lets it: through tinyproxy and squid, and on port 443 alone.
+"""No UDP, and TCP only where a firewall lets it: through tinyproxy and squid, on port 443 alone, behind nginx.
 
 Control speaks TLS on 443, as does the relay. The nodes inside can send nothing but what the scenario names: what they
 do not get through the proxy they do not get.
@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from interop.bed import Bed
+from interop.bed import MIB, Bed, random_file
 from interop.certs import Authority
-from interop.lab import Host, Lab
+from interop.lab import Host, Lab, until
 from interop.peers.derper import Derper
 from interop.peers.forward import PORT, ForwardProxy, Kind
+from interop.peers.front import Front
 from interop.peers.headscale import Headscale
 from interop.peers.meshnode import Meshnode
 from interop.peers.relay import OurRelay
@@ -45,6 +46,26 @@ class Office:
         assert "DERP(lab)" in node.wait_until_relayed("stock")
         self.bed.expect_hello(node, "stock", "stock")
         self.bed.expect_hello(self.stock, node.name, node.name)
+
+    def expect_files(self, node: Meshnode) -> None:
+        """A larger file each way, whole."""
+        for teller, hearer in ((self.stock, node), (node, self.stock)):
+            wanted = random_file(teller.host.folder / "www" / "file", 4 * MIB)
+            assert self.bed.curl(hearer, f"http://{teller.name}/file").sha256 == wanted
+
+    def expect_websocket(self, name: str) -> None:
+        """Behind an nginx that stands where the relay is, and strips what is not WebSocket."""
+        assert self.bed.authority is not None
+        relay = self.bed.lab.hosts["relay"].v4
+        front = Front(self.bed.lab.host(f"front-{name}"), relay, self.bed.authority).start()
+        host = self.inside(name)
+        host.divert(relay, 443, front.host.v4)
+        node = self.bed.mesh(name, host=host)
+        self.expect_both_ways(node)
+        self.expect_files(node)
+        node.stop()
+        until(lambda: '"GET /derp HTTP/1.1" 101' in front.requests(), 10.0, "nginx passed a WebSocket")
+        assert front.requests().count('"GET /derp HTTP/1.1" 426') == 1, front.requests()
 
 
 def make_office(lab: Lab, relay: str) -> Office:
@@ -90,6 +111,10 @@ def test_only_port_443(office: Office) -> None:
     office.expect_both_ways(office.bed.mesh("only443", host=office.inside("only443")))
 
 
+def test_websocket_to_derper(office: Office) -> None:
+    office.expect_websocket("nginx")
+
+
 @pytest.mark.parametrize("relay", ["ours", "pinned"])
 def test_the_setting_and_a_private_authority(relay: str, peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The proxy is named by a file, the authority by --ca-file; a relay's own certificate is known by its pin alone."""
@@ -108,3 +133,5 @@ def test_the_setting_and_a_private_authority(relay: str, peers: None, tmp_path_f
         office.expect_both_ways(node)
         node.stop()
         expect_in_the_log(office, proxy)
+        if relay == "ours":
+            office.expect_websocket("nginx")

@@ -82,6 +82,13 @@ class RelayStream(asyncio.Transport):
 
     close = abort
 
+    def start_websocket(self, rest: bytes) -> None:
+        """It speaks WebSocket from here on. rest: bytes of the first messages that came already; their payload comes as
+        data, as that of all others will.
+        """
+        if not self._closed:
+            self._native.link_websocket(self._req, rest)
+
     def start_frames(self, region: int, rest: bytes) -> None:
         """It is logged in and carries the packets of `region`. rest: frames, or a part of one, that came already."""
         if not self._closed:

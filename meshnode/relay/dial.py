@@ -2,7 +2,8 @@
 
 The result is a Link that is connected and logged in; what is said on it afterwards is its owner's
 business. Certificates are never skipped silently: the map's InsecureForTests counts only when the node's
-owner allowed it. A proxy is asked for a node's name, as the map has it.
+owner allowed it. A proxy is asked for a node's name, as the map has it. Where an answer shows that something on the way
+strips the relay's own upgrade, the next attempt is by WebSocket, and later ones begin with that.
 Source: docs/protocol/paths.md 2.1.
 """
 
@@ -25,8 +26,9 @@ from meshnode.core.proxies import Proxies
 from meshnode.engine import _native
 from meshnode.engine.link import RelayStream
 from meshnode.netmap.model import RelayNode, RelayRegion
-from meshnode.relay.link import Link
+from meshnode.relay.link import Link, UpgradeRefused
 from meshnode.run.connect import connect_through
+from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
 
 NODE_S: Final = 1.5
@@ -39,6 +41,8 @@ PLAIN_PORT: Final = 3340
 
 Carrier = Callable[[socket.socket, Link, object | None, str, str], Awaitable[RelayStream]]
 """(connected socket, protocol, TLS context or None, server name, name to verify or '') → the stream, after TLS."""
+
+_log = get_logger("relay")
 
 FAILURES: Final = (OSError, TimeoutError, ssl.SSLError, RelayError, ProtocolError)
 
@@ -53,6 +57,8 @@ class DialOptions:
     carrier: Carrier | None = field(default=None, repr=False)
     """Who serves the connection, TLS included; None: asyncio and ssl."""
     proxies: Proxies = field(default_factory=Proxies)
+    _websockets: set[str] = field(default_factory=set, repr=False)
+    """Nodes that took us by WebSocket only: something on the way strips the other upgrade."""
     _carried: dict[bool, object] = field(default_factory=dict, repr=False)
     _verifying: ssl.SSLContext | None = field(default=None, repr=False)
     _trusting: ssl.SSLContext | None = field(default=None, repr=False)
@@ -74,6 +80,22 @@ class DialOptions:
             except ValueError as error:
                 raise RelayError(f"CA file {self.ca_file} cannot be used: {error}") from None
         return self._carried[verifies]
+
+    def ways_to(self, node: RelayNode) -> tuple[bool, ...]:
+        """Whether to speak WebSocket, in the order to try; without a carrier nobody frames it."""
+        if self.carrier is None:
+            return (False,)
+        return (True, False) if node.name in self._websockets else (False, True)
+
+    def note_way(self, node: RelayNode, by_websocket: bool) -> None:
+        """It took us so; WebSocket is tried first from then on."""
+        if by_websocket and node.name not in self._websockets:
+            _log.info("reached by WebSocket: something on the way strips the relay's own upgrade", node=node.name)
+            self._websockets.add(node.name)
+
+    def note_failure(self, node: RelayNode) -> None:
+        """Whatever was on the way may have gone."""
+        self._websockets.discard(node.name)
 
     def _checked(self) -> ssl.SSLContext:
         """Chain checked against system roots and the CA file; the name is checked by `check_certificate`."""
@@ -109,17 +131,23 @@ async def dial_region(region: RelayRegion, options: DialOptions, make: Callable[
     problems: list[str] = []
     deadline = asyncio.get_running_loop().time() + TOTAL_S
     for node in nodes:
-        link = make()
-        try:
-            async with asyncio.timeout_at(deadline):
-                await _dial_node(node, nodes[0].name, options, link)
-            return link, node
-        except FAILURES as error:
-            link.abort()
-            problems.append(f"{node.host}:{_port(node, options)}: {explain(error)}")
-        except BaseException:
-            link.abort()
-            raise
+        for by_websocket in options.ways_to(node):
+            link = make()
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await _dial_node(node, nodes[0].name, options, link, by_websocket)
+                options.note_way(node, by_websocket)
+                return link, node
+            except FAILURES as error:
+                link.abort()
+                options.note_failure(node)
+                where = f"{node.host}:{_port(node, options)}{' by WebSocket' if by_websocket else ''}"
+                problems.append(f"{where}: {explain(error)}")
+                if not (isinstance(error, UpgradeRefused) and error.is_stripped):
+                    break
+            except BaseException:
+                link.abort()
+                raise
     raise RelayError(f"relay region {region.code or region.id}: " + "; ".join(problems))
 
 
@@ -134,10 +162,11 @@ def explain(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
-async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Link) -> None:
+async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Link, by_websocket: bool) -> None:
     loop = asyncio.get_running_loop()
     sock = await connect_node(node, options)
-    link.local_ip = sock.getsockname()[0]
+    if sock.family != socket.AF_UNIX:  # a pair before a proxy over TLS has no address
+        link.local_ip = sock.getsockname()[0]
     try:
         if options.carrier is not None:
             await _hand_over(node, options, options.carrier, sock, link)
@@ -150,7 +179,7 @@ async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Li
     except BaseException:
         sock.close()
         raise
-    await link.login(node.host, ideal if ideal != node.name else "")
+    await link.login(node.host, ideal if ideal != node.name else "", by_websocket=by_websocket)
 
 
 async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:

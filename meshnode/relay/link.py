@@ -14,15 +14,15 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Final, cast
 
-from meshnode.base.errors import ProtocolError, RelayError
+from meshnode.base.errors import MeshError, ProtocolError, RelayError
 from meshnode.base.keys import KEY_LEN, NodePrivate, NodePublic
 from meshnode.core.lanes import Lanes
 from meshnode.core.liveness import Liveness, Verdict
 from meshnode.engine.link import RelayStream
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
-from meshnode.wire import derp
-from meshnode.wire.http1 import ClientHttp
+from meshnode.wire import derp, websocket
+from meshnode.wire.http1 import ClientHttp, Response
 
 WRITE_HIGH: Final = 256 * 1024
 WRITE_BATCH: Final = 128 * 1024
@@ -30,6 +30,19 @@ STREAM_BATCH: Final = 32 * 1024
 """About what is handed to a RelayStream at once."""
 REPLY_MAX: Final = 4096
 _log = get_logger("relay")
+
+
+class UpgradeRefused(RelayError):
+    """Something answered in HTTP and did not change the protocol."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP status {status}: not a relay, or a proxy strips the upgrade")
+        self.status = status
+
+    @property
+    def is_stripped(self) -> bool:
+        """A relay saw no upgrade, or something before it did not pass it on; not that nobody is there."""
+        return self.status < 500
 
 
 class Phase(Enum):
@@ -74,6 +87,7 @@ class Link(asyncio.Protocol):
         self._phase = Phase.NEW
         self._transport: asyncio.Transport | None = None
         self._http: ClientHttp | None = None
+        self._websocket: websocket.ClientUpgrade | None = None
         self._logged_in: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[str] = self._loop.create_future()
         """Resolves with why the link ended."""
@@ -111,7 +125,7 @@ class Link(asyncio.Protocol):
             self._pulse.hear(self._clock.now())
             self._consume_frames(data)
         except (ProtocolError, RelayError) as error:
-            self._end(str(error))
+            self._end(str(error), error)
 
     def eof_received(self) -> bool:
         """The relay closes without a word; that is how it refuses, too."""
@@ -144,17 +158,22 @@ class Link(asyncio.Protocol):
         assert isinstance(tls, ssl.SSLObject) or hasattr(tls, "getpeercert")
         return tls  # type: ignore[no-any-return]
 
-    async def login(self, host: str, ideal: str) -> None:
+    async def login(self, host: str, ideal: str, *, by_websocket: bool = False) -> None:
         """Upgrade, log in, and wait to be admitted; what the lanes hold leaves before that.
 
-        RelayError or ProtocolError if the other side is no relay or refuses us; the caller bounds the wait.
+        by_websocket: wants a RelayStream, which does the framing. UpgradeRefused: HTTP and no upgrade; RelayError or
+        ProtocolError if the other side is no relay or refuses us; the caller bounds the wait.
         """
         self._http = ClientHttp(host, body_limit=REPLY_MAX)
         headers = [("User-Agent", "meshnode")]
         if ideal:
             headers.append(("Ideal-Node", ideal))
+        protocol = "DERP"
+        if by_websocket:
+            self._websocket = websocket.ClientUpgrade("derp", self._clock.entropy(websocket.NONCE_LEN))
+            protocol, headers = "websocket", [*headers, *self._websocket.headers]
         self._phase = Phase.UPGRADING
-        self._write(self._http.upgrade("GET", "/derp", "DERP", headers))
+        self._write(self._http.upgrade("GET", "/derp", protocol, headers))
         await self._logged_in
 
     def _consume_upgrade(self, data: bytes) -> bytes:
@@ -164,9 +183,16 @@ class Link(asyncio.Protocol):
         if response is None:
             return b""
         if response.status != 101:
-            raise RelayError(f"HTTP status {response.status}: not a relay, or a proxy strips the upgrade")
+            raise UpgradeRefused(response.status)
         self._phase, self._http = Phase.GREETED, None
-        return response.rest
+        return response.rest if self._websocket is None else self._start_websocket(response)
+
+    def _start_websocket(self, response: Response) -> bytes:
+        """What came with the answer goes back: the stream hands it on as the payload of messages."""
+        assert self._websocket is not None and self._stream is not None
+        self._websocket.check(response)
+        self._stream.start_websocket(response.rest)
+        return b""
 
     def _consume_frames(self, data: bytes) -> None:
         for kind, payload in self._frames.receive(data):
@@ -323,7 +349,7 @@ class Link(asyncio.Protocol):
         """End it now, from our side."""
         self._end(reason)
 
-    def _end(self, reason: str) -> None:
+    def _end(self, reason: str, error: MeshError | None = None) -> None:
         if self._phase is Phase.CLOSED:
             return
         phase, self._phase = self._phase, Phase.CLOSED
@@ -336,7 +362,7 @@ class Link(asyncio.Protocol):
             if phase is Phase.NEW:
                 self._logged_in.cancel()
             else:
-                self._logged_in.set_exception(RelayError(reason))
+                self._logged_in.set_exception(error or RelayError(reason))
                 self._logged_in.exception()  # seen: nobody may wait for it any more
         if not self.closed.done():
             self.closed.set_result(reason)

@@ -8,8 +8,6 @@ Source: docs/protocol/paths.md 1.4, 1.11.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import Final
@@ -19,9 +17,9 @@ from meshnode.base.errors import RemoteProtocolError
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.wire import derp
 from meshnode.wire.http1 import Request, ServerHttp
+from meshnode.wire.websocket import accept_of
 
 CHALLENGE_MAX: Final = 64
-WS_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 _CHALLENGE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:")
 _CORS: Final = ("Access-Control-Allow-Origin", "*")
 _NO_STORE: Final = ("Cache-Control", "no-cache, no-store, must-revalidate, no-transform, max-age=0")
@@ -137,11 +135,10 @@ class Session:
         key = request.headers.get("sec-websocket-key", "")
         if "derp" not in offered or not key or request.headers.get("sec-websocket-version") != "13":
             return None
-        accept = base64.b64encode(hashlib.sha1(key.encode() + WS_GUID).digest()).decode()
         _, rest = http.switch("websocket")
         self.out += (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: derp\r\n\r\n"
+            f"Sec-WebSocket-Accept: {accept_of(key)}\r\nSec-WebSocket-Protocol: derp\r\n\r\n"
         ).encode()
         self._http = None
         self.is_websocket = True

@@ -35,10 +35,11 @@ enum mn_command_kind {
     MN_CMD_TUN_ATTACH, /* number: descriptor, mode: what it merges; answered */
     MN_CMD_TUN_MERGE,  /* mode: what shall be merged */
     MN_CMD_REBIND,
-    MN_CMD_SET_OFFLOADS, /* mode: enum mn_gso; number: whether GRO is off */
-    MN_CMD_LINK_ADOPT,   /* fd, ctx; blob: host and verified name, each with its zero */
-    MN_CMD_LINK_WRITE,   /* blob */
-    MN_CMD_LINK_OPEN,    /* region; blob: frames that came already */
+    MN_CMD_SET_OFFLOADS,   /* mode: enum mn_gso; number: whether GRO is off */
+    MN_CMD_LINK_ADOPT,     /* fd, ctx; blob: host and verified name, each with its zero */
+    MN_CMD_LINK_WRITE,     /* blob */
+    MN_CMD_LINK_WEBSOCKET, /* blob: bytes that came with the upgrade */
+    MN_CMD_LINK_OPEN,      /* region; blob: frames that came already */
     MN_CMD_LINK_CLOSE,
     MN_CMD_STATS, /* answered in place: see mn_engine_call */
     MN_CMD_PEER_STATS,

@@ -12,7 +12,8 @@
 
 #include "internal.h"
 
-enum { PLAIN_BYTES = 256 << 10, WRITES = 4, RAW_BYTES = 16 << 10 };
+enum { PLAIN_BYTES = 256 << 10, WRITES = 4, RAW_BYTES = 16 << 10, BATCH_MAX = MN_TLS_PLAIN_MAX - MN_WS_HEADER_MAX };
+enum { WS_DATA = 2, WS_PONG = 10 };
 
 static uint32_t ms_of(const struct mn_engine *e)
 {
@@ -95,6 +96,7 @@ static void drop(struct mn_engine *e, struct mn_link *l)
     mn_frame_reader_free(&l->reader);
     mn_lane_clear(&l->urgent, &s->chunks);
     mn_lane_clear(&l->data, &s->chunks);
+    free(l->websocket);
     *l = (struct mn_link){.tls.fd = -1};
     s->count--;
 }
@@ -215,27 +217,62 @@ bool mn_links_send(struct mn_engine *e, uint16_t region, const uint8_t key[32], 
     return false;
 }
 
+/* The n bytes of the batch; false: the link is gone. */
+static bool send_batch(struct mn_engine *e, struct mn_link *l, size_t n, uint8_t opcode)
+{
+    uint8_t *p = e->links.batch + MN_WS_HEADER_MAX;
+    if (l->websocket != NULL) {
+        uint8_t mask[4], head[MN_WS_HEADER_MAX];
+        mn_random(NULL, mask, sizeof mask);
+        mn_ws_mask(p, n, mask);
+        size_t len = mn_ws_header(head, opcode, n, mask);
+        p -= len;
+        n += len;
+        memcpy(p, head, len);
+    }
+    if (mn_tls_write(&l->tls, p, n) != MN_TLS_BROKEN)
+        return true;
+    end(e, l, "the connection broke");
+    return false;
+}
+
+static bool answer_ping(struct mn_engine *e, struct mn_link *l)
+{
+    struct mn_websocket *w = l->websocket;
+    if (w == NULL || !w->owes_pong || !mn_tls_can_write(&l->tls))
+        return true;
+    w->owes_pong = false;
+    memcpy(e->links.batch + MN_WS_HEADER_MAX, w->pong, w->pong_len);
+    return send_batch(e, l, w->pong_len, WS_PONG);
+}
+
 /* Bytes from the lanes while the kernel takes them. */
 static void flush(struct mn_engine *e, struct mn_link *l)
 {
     struct mn_links *s = &e->links;
+    uint8_t *out = s->batch + MN_WS_HEADER_MAX;
     uint32_t now = ms_of(e);
+    if (!answer_ping(e, l))
+        return;
     for (int i = 0; i < WRITES && mn_tls_can_write(&l->tls); i++) {
-        size_t n = mn_lane_take(&l->urgent, &s->chunks, s->batch, MN_TLS_PLAIN_MAX, now, MN_LANE_NO_AGE, &s->lost);
+        size_t n = mn_lane_take(&l->urgent, &s->chunks, out, BATCH_MAX, now, MN_LANE_NO_AGE, &s->lost);
         if (l->urgent.count == 0)
-            n += mn_lane_take(&l->data, &s->chunks, s->batch + n, MN_TLS_PLAIN_MAX - n, now, MN_LINK_DATA_AGE_MS,
-                              &s->lost);
+            n += mn_lane_take(&l->data, &s->chunks, out + n, BATCH_MAX - n, now, MN_LINK_DATA_AGE_MS, &s->lost);
         if (n == 0)
             break;
-        if (mn_tls_write(&l->tls, s->batch, n) == MN_TLS_BROKEN) {
-            end(e, l, "the connection broke");
+        if (!send_batch(e, l, n, WS_DATA))
             return;
-        }
         tell_pulse(e, l, false);
     }
     bool waits = l->urgent.count > 0 || l->data.count > 0;
     s->dirty |= waits && mn_tls_can_write(&l->tls);
     watch(e, l);
+}
+
+static bool has_words(const struct mn_link *l)
+{
+    bool owes = l->websocket != NULL && l->websocket->owes_pong;
+    return l->req != 0 && (owes || l->urgent.count > 0 || l->data.count > 0);
 }
 
 void mn_links_flush(struct mn_engine *e)
@@ -245,7 +282,7 @@ void mn_links_flush(struct mn_engine *e)
         return;
     s->dirty = false;
     for (uint32_t i = 0; i < MN_LINKS_MAX; i++)
-        if (s->links[i].req != 0 && (s->links[i].urgent.count > 0 || s->links[i].data.count > 0))
+        if (has_words(&s->links[i]))
             flush(e, &s->links[i]);
 }
 
@@ -283,6 +320,33 @@ static bool take_frames(struct mn_engine *e, struct mn_link *l, size_t n)
     return l->req == req && kept;
 }
 
+/* WebSocket payload in place, else the bytes as they are. Negative: it breaks the rules. */
+static ptrdiff_t unwrap(struct mn_engine *e, struct mn_link *l, uint8_t *p, size_t n)
+{
+    if (l->websocket == NULL)
+        return (ptrdiff_t)n;
+    ptrdiff_t k = mn_ws_decode(l->websocket, p, n);
+    e->links.dirty |= l->websocket->owes_pong;
+    return k;
+}
+
+/* The plain bytes that were read; false: the link is gone. */
+static bool take_bytes(struct mn_engine *e, struct mn_link *l, size_t kept, size_t n)
+{
+    struct mn_links *s = &e->links;
+    if (!l->is_open) {
+        tell(e, l, MN_EV_LINK_DATA, 0, s->plain, n);
+        l->is_waiting = true;
+        watch(e, l);
+        return true;
+    }
+    tell_pulse(e, l, true);
+    if (take_frames(e, l, kept + n))
+        return true;
+    end(e, l, "it broke the protocol");
+    return false;
+}
+
 static void read_link(struct mn_engine *e, struct mn_link *l)
 {
     struct mn_links *s = &e->links;
@@ -305,17 +369,14 @@ static void read_link(struct mn_engine *e, struct mn_link *l)
         end(e, l, n == MN_TLS_END ? "" : "the connection broke");
         return;
     }
-    if (n == 0)
-        return;
-    if (!l->is_open) {
-        tell(e, l, MN_EV_LINK_DATA, 0, s->plain, (size_t)n);
-        l->is_waiting = true;
-        watch(e, l);
+    n = unwrap(e, l, s->plain + kept, (size_t)n);
+    if (n < 0) {
+        end(e, l, "it broke the protocol");
         return;
     }
-    tell_pulse(e, l, true);
-    if (!take_frames(e, l, kept + (size_t)n))
-        end(e, l, "it broke the protocol");
+    bool is_closed = l->websocket != NULL && l->websocket->is_closed;
+    if ((n == 0 || take_bytes(e, l, kept, (size_t)n)) && is_closed)
+        end(e, l, "");
 }
 
 void mn_links_ready(struct mn_engine *e, uint32_t i, uint32_t events)
@@ -360,12 +421,29 @@ static void write_raw(struct mn_engine *e, struct mn_link *l, const struct mn_co
     } else if (cmd->len == 0) { /* it has dealt with what we told */
         l->is_waiting = false;
         watch(e, l);
-    } else if (l->tls.is_shaken && cmd->len <= MN_TLS_PLAIN_MAX) {
-        if (mn_tls_write(&l->tls, cmd->blob, cmd->len) == MN_TLS_BROKEN)
-            end(e, l, "the connection broke");
-        else
+    } else if (l->tls.is_shaken && cmd->len <= BATCH_MAX) {
+        memcpy(e->links.batch + MN_WS_HEADER_MAX, cmd->blob, cmd->len);
+        if (send_batch(e, l, cmd->len, WS_DATA))
             watch(e, l);
     }
+}
+
+/* From now on it speaks WebSocket; Python waits for what the first messages hold. blob: bytes of them. */
+static void start_websocket(struct mn_engine *e, struct mn_link *l, struct mn_command *cmd)
+{
+    if (l->websocket != NULL || l->is_open)
+        return;
+    l->websocket = malloc(sizeof *l->websocket);
+    if (l->websocket == NULL) {
+        end(e, l, "no memory for another relay connection");
+        return;
+    }
+    mn_ws_start(l->websocket, false);
+    ptrdiff_t n = unwrap(e, l, cmd->blob, cmd->len);
+    if (n > 0)
+        tell(e, l, MN_EV_LINK_DATA, 0, cmd->blob, (size_t)n);
+    if (n < 0 || l->websocket->is_closed)
+        end(e, l, n < 0 ? "it broke the protocol" : "");
 }
 
 /* One link a region carries its packets: the newest. blob: bytes of frames that Python had read already. */
@@ -396,6 +474,8 @@ void mn_links_run(struct mn_engine *e, struct mn_command *cmd)
         return;
     if (cmd->kind == MN_CMD_LINK_WRITE)
         write_raw(e, l, cmd);
+    else if (cmd->kind == MN_CMD_LINK_WEBSOCKET)
+        start_websocket(e, l, cmd);
     else if (cmd->kind == MN_CMD_LINK_OPEN)
         open_link(e, l, cmd);
     else if (cmd->kind == MN_CMD_LINK_CLOSE)

@@ -3,7 +3,8 @@
  *
  * Python dials a relay and hands the socket over; what the relay says first (HTTP, the login) goes to Python as events,
  * Python's answers go out as bytes. Then Python opens the link for its region: from there on WireGuard packets by that
- * region never meet Python, DISCO and everything else the relay says does. */
+ * region never meet Python, DISCO and everything else the relay says does. A link may speak WebSocket from its upgrade
+ * on, where a proxy passes nothing else; all that is said of bytes is then said of its messages' payload. */
 #ifndef MN_ENGINE_LINKS_H
 #define MN_ENGINE_LINKS_H
 
@@ -11,6 +12,7 @@
 #include "../relay/frame.h"
 #include "../relay/lane.h"
 #include "../relay/tls.h"
+#include "../relay/websocket.h"
 #include "command.h"
 
 struct mn_engine;
@@ -32,6 +34,7 @@ struct mn_link {
     bool is_watched;
     bool is_waiting; /* for Python, which has not dealt with the last bytes yet */
     uint32_t events;
+    struct mn_websocket *websocket; /* NULL: frames lie in the stream as they are */
     struct mn_frame_reader reader;
     struct mn_relay_lane urgent, data;
     uint64_t heard_told_ms, sent_told_ms, dropped;
@@ -42,13 +45,13 @@ struct mn_links {
     uint32_t count, dirty; /* in use; links with something to write may be among them */
     struct mn_chunks chunks;
     struct mn_wires wires;
-    uint8_t *plain, *batch;
-    uint64_t ready; /* bits of links whose descriptor is readable */
+    uint8_t *plain, *batch; /* what leaves lies at MN_WS_HEADER_MAX of the batch */
+    uint64_t ready;         /* bits of links whose descriptor is readable */
     uint64_t rx_frames, tx_frames, lost;
 };
 
 void mn_links_destroy(struct mn_engine *e);
-/* Commands: MN_CMD_LINK_ADOPT, _WRITE, _OPEN, _CLOSE, _SEND. */
+/* Commands: MN_CMD_LINK_ADOPT, _WRITE, _WEBSOCKET, _OPEN, _CLOSE. */
 void mn_links_run(struct mn_engine *e, struct mn_command *cmd);
 /* What epoll says of link i. */
 void mn_links_ready(struct mn_engine *e, uint32_t i, uint32_t events);

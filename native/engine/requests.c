@@ -326,6 +326,7 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         return 0;
     case MN_CMD_LINK_ADOPT:
     case MN_CMD_LINK_WRITE:
+    case MN_CMD_LINK_WEBSOCKET:
     case MN_CMD_LINK_OPEN:
     case MN_CMD_LINK_CLOSE:
         mn_links_run(e, cmd);

@@ -95,7 +95,8 @@ static void fill_blob(struct mn_command *cmd, struct reader *r)
 static bool has_blob(uint8_t kind)
 {
     return kind == MN_CMD_SET_ADDRESSES || kind == MN_CMD_UPSERT_PEER || kind == MN_CMD_SET_FILTER ||
-           kind == MN_CMD_INJECT || kind == MN_CMD_SEND_RAW || kind == MN_CMD_UDP_SEND;
+           kind == MN_CMD_INJECT || kind == MN_CMD_SEND_RAW || kind == MN_CMD_UDP_SEND || kind == MN_CMD_LINK_WRITE ||
+           kind == MN_CMD_LINK_WEBSOCKET || kind == MN_CMD_LINK_OPEN;
 }
 
 enum { KERNELS_MAX = 64 };
@@ -129,6 +130,39 @@ static void kernel_sends(struct reader *r)
         (void)send(kernels[kernel_count - 1], packet, n, MSG_NOSIGNAL);
 }
 
+enum { RELAYS_MAX = 64 };
+
+/* The relays' ends of the links made in one run. */
+static int relays[RELAYS_MAX];
+static unsigned relay_count;
+
+/* A link without TLS to a socket of ours. */
+static void adopt(struct mn_engine *e, uint64_t req)
+{
+    int fd[2];
+    if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, fd) != 0)
+        abort();
+    relays[relay_count++] = fd[1];
+    struct mn_command cmd = {.kind = MN_CMD_LINK_ADOPT, .req = req, .fd = fd[0], .len = 2, .blob = calloc(1, 2)};
+    if (cmd.blob == NULL)
+        abort();
+    (void)mn_engine_push(e, &cmd);
+}
+
+/* What the newest relay says: any bytes; and it reads what was said to it. */
+static void relay_talks(struct reader *r)
+{
+    uint8_t said[300], heard[4096];
+    size_t n = byte_of(r) + 1U;
+    for (size_t i = 0; i < n; i++)
+        said[i] = byte_of(r);
+    if (relay_count == 0)
+        return;
+    (void)send(relays[relay_count - 1], said, n, MSG_NOSIGNAL);
+    while (recv(relays[relay_count - 1], heard, sizeof heard, 0) > 0)
+        ;
+}
+
 static void step(struct reader *r, struct mn_engine *engines[2])
 {
     uint8_t first = byte_of(r);
@@ -152,6 +186,12 @@ static void step(struct reader *r, struct mn_engine *engines[2])
         attach(e, cmd.mode);
         return;
     }
+    if (cmd.kind == MN_CMD_LINK_ADOPT) {
+        adopt(e, cmd.req);
+        return;
+    }
+    if (cmd.kind == MN_CMD_LINK_WRITE || cmd.kind == MN_CMD_LINK_OPEN)
+        relay_talks(r);
     mn_wg_public_key(other->wg, cmd.key);
     if ((first & 0x20) != 0)
         cmd.key[0] ^= 1;
@@ -205,5 +245,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     mn_engine_destroy(engines[1]);
     while (kernel_count > 0)
         close(kernels[--kernel_count]);
+    while (relay_count > 0)
+        close(relays[--relay_count]);
     return 0;
 }

@@ -102,6 +102,29 @@ static void test_websocket_rules(void)
     CHECK(w.is_closed);
 }
 
+/* A client's end: what arrives is not masked, and what leaves the other end understands. */
+static void test_websocket_client(void)
+{
+    struct mn_websocket client, server;
+    uint8_t wire[64], refused[] = {0x82, 0x81, 0, 0, 0, 0, 'x'};
+    size_t n = mn_ws_header(wire, 9, 2, NULL);
+    memcpy(wire + n, "hi", 2);
+    n += 2;
+    n += mn_ws_header(wire + n, 2, 5, NULL);
+    memcpy(wire + n, "frame", 5);
+    n += 5;
+    mn_ws_start(&client, false);
+    CHECK_INT(mn_ws_decode(&client, wire, n), 5);
+    CHECK(memcmp(wire, "frame", 5) == 0);
+    CHECK(client.owes_pong && client.pong_len == 2 && memcmp(client.pong, "hi", 2) == 0);
+    mn_ws_start(&client, false);
+    CHECK_INT(mn_ws_decode(&client, refused, sizeof refused), -1);
+    mn_ws_start(&server, true);
+    n = masked(wire, 10, "hi", 2);
+    CHECK_INT(mn_ws_decode(&server, wire, n), 0);
+    CHECK(!server.owes_pong && !server.is_closed);
+}
+
 static void test_guard(void)
 {
     static struct mn_guard g;
@@ -138,6 +161,7 @@ int main(void)
     RUN(test_websocket_pieces);
     RUN(test_websocket_sizes);
     RUN(test_websocket_rules);
+    RUN(test_websocket_client);
     RUN(test_guard);
     return 0;
 }
