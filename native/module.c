@@ -542,12 +542,13 @@ static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 /* ---- commands made of plain fields ---- */
 
 /* Read one argument into the field that `letter` names:
- *   r request  k key  i address  I address or b"" for any  p port  v VNI  g region  m path mode  n number  b packet */
+ *   r request  k key  i address  I address or b"" for any  p port  v VNI  g region  m path mode  n number  b packet
+ *   o further endpoints */
 static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
 {
     char *p = NULL;
     Py_ssize_t len = 0;
-    if (strchr("kiIb", letter) != NULL) {
+    if (strchr("kiIbo", letter) != NULL) {
         if (PyBytes_AsStringAndSize(arg, &p, &len) != 0)
             return -1;
         switch (letter) {
@@ -555,6 +556,8 @@ static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
             return take_key(cmd->key, p, len);
         case 'b':
             return take_packet(cmd, p, len);
+        case 'o':
+            return len > 0 ? take_blob(cmd, p, len) : 0;
         default:
             return take_ip(&cmd->ep.ip, p, len, letter == 'I');
         }
@@ -620,7 +623,7 @@ static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kin
     }
 COMMAND(remove_peer, MN_CMD_REMOVE_PEER, "k")
 COMMAND(kick, MN_CMD_KICK, "k")
-COMMAND(set_path, MN_CMD_SET_PATH, "kIpvgm")
+COMMAND(set_path, MN_CMD_SET_PATH, "kIpvgmno")
 COMMAND(inject, MN_CMD_INJECT, "gkb")
 COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
 COMMAND(rebind, MN_CMD_REBIND, "")
@@ -921,6 +924,7 @@ static const struct {
     {"PATH_DIRECT", MN_MODE_DIRECT},
     {"PATH_RELAY", MN_MODE_RELAY},
     {"PATH_BOTH", MN_MODE_BOTH},
+    {"PATH_DOUBTED", MN_MODE_DOUBTED},
     {"WHAT_KEEPALIVE", MN_WHAT_KEEPALIVE},
     {"WHAT_DATA", MN_WHAT_DATA},
     {"WHAT_HANDSHAKE", MN_WHAT_HANDSHAKE},

@@ -14,8 +14,10 @@ from typing import Final
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.units import Seconds
 from meshnode.core.path_body import PathBody
+from meshnode.core.path_plan import plan
+from meshnode.core.path_size import keep_sized
 from meshnode.core.path_table import run_row
-from meshnode.core.path_values import TIMERS, CandidateStatus, Effect, Event, PathStatus, What
+from meshnode.core.path_values import TIMERS, CandidateStatus, Effect, Event, PathStatus, Purpose, What
 from meshnode.core.score import Candidate, Kind
 
 GONE_S: Final = 5.0
@@ -46,6 +48,22 @@ class PeerPath(PathBody):
         """The system refused a datagram to one of our candidates."""
         candidate = self.candidates.get(endpoint)
         return [] if candidate is None else self._once(now, Event.SEND_ERROR, candidate, is_unreachable)
+
+    def on_too_big(self, endpoint: Endpoint, now: Seconds) -> list[Effect]:
+        """Somebody says that a datagram to this endpoint was too long. Anybody may say so: a reason to ask."""
+        candidate = self.candidates.get(endpoint)
+        return [] if candidate is None else self._once(now, Event.TOO_BIG, candidate)
+
+    def on_full_buffers(self, endpoint: Endpoint, now: Seconds) -> list[Effect]:
+        """The system keeps refusing datagrams to this endpoint for want of room or by its own filter."""
+        candidate = self.candidates.get(endpoint)
+        return [] if candidate is None else self._once(now, Event.REFUSED, candidate)
+
+    def allow_relay(self, is_allowed: bool, now: Seconds) -> list[Effect]:
+        """Whether data may go by relay; DISCO may always."""
+        self._begin(now)
+        self.is_relay_allowed = is_allowed
+        return self._finish()
 
     def on_wireguard_stall(self, now: Seconds) -> list[Effect]:
         """Handshakes fail on the direct path while the relay carries them."""
@@ -239,7 +257,8 @@ class PeerPath(PathBody):
             probe.is_missed = True
         else:
             del self.probes[txid]
-            probe.candidate.take_loss()
+            if probe.purpose is not Purpose.SIZE:
+                probe.candidate.take_loss()
         run_row(self, event, probe)
 
     # --- one step ---
@@ -254,10 +273,11 @@ class PeerPath(PathBody):
         self.out = []
 
     def _finish(self) -> list[Effect]:
-        plan = self.plan(self.now)
-        if plan != self.last_path:
-            self.last_path = plan
-            self.out.append(plan)
+        keep_sized(self)
+        planned = plan(self, self.now)
+        if planned != self.last_path:
+            self.last_path = planned
+            self.out.append(planned)
         return self.out
 
     # --- questions ---
@@ -272,6 +292,7 @@ class PeerPath(PathBody):
             reason=self.reason,
             endpoint=act.endpoint if act else None,
             latency_s=act.srtt if act else None,
+            limit=act.limit if act else None,
             region=self.region,
             is_relay_up=self.is_relay_up,
             mode=self.last_path.mode,

@@ -1,8 +1,7 @@
 """One peer's path as data, and the macros that the rows of the table are written in.
 
-Owns candidates, outstanding pings and timers. Macros append to `out`; nobody else performs anything. The
-plan says where packets go in each state.
-Source: docs/protocol/paths.md 8.2 to 8.4.
+Owns candidates, outstanding pings and timers. Macros append to `out`; nobody else performs anything.
+Source: docs/protocol/paths.md 8.2, 8.3.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.bounds import CANDIDATES_MAX
 from meshnode.base.units import Seconds
 from meshnode.core.bucket import Bucket
+from meshnode.core.path_size import SIZING, SizeTest
 from meshnode.core.path_values import (
     Call,
     Effect,
@@ -63,11 +63,12 @@ HISTORY: Final = 32
 class Probe:
     """One ping on its way."""
 
-    __slots__ = ("candidate", "is_missed", "miss_at", "purpose", "sent_at", "timeout_at")
+    __slots__ = ("candidate", "is_missed", "miss_at", "purpose", "sent_at", "timeout_at", "wire")
 
-    def __init__(self, candidate: Candidate, purpose: Purpose, now: float, hard_s: float) -> None:
+    def __init__(self, candidate: Candidate, purpose: Purpose, now: float, hard_s: float, wire: int = 0) -> None:
         self.candidate = candidate
         self.purpose = purpose
+        self.wire = wire
         self.sent_at = now
         self.is_missed = False
         self.miss_at = now + min(candidate.rto(), hard_s)
@@ -124,6 +125,9 @@ class PathBody:
         self.call_missed = False
         self.round = 0
         self.retries = 0
+        self.size_test: SizeTest | None = None
+        self.is_relay_allowed = True
+        """Whether data may go by relay at all."""
         self.region = RegionId(0)
         self.is_region_up = False
         self.is_peer_gone = False
@@ -155,12 +159,16 @@ class PathBody:
         now = self.now
         if purpose is Purpose.DISCOVER and now - candidate.ping_at < PING_GAP_S:
             return False
-        if candidate.is_bad(now) or not self.own_pings.take(now) or not self.process_pings.take(now):
+        if (
+            (candidate.is_bad(now) and purpose not in SIZING)
+            or not self.own_pings.take(now)
+            or not self.process_pings.take(now)
+        ):
             return False
         if len(self.probes) >= PROBES_MAX:
             del self.probes[next(iter(self.probes))]
         txid = self.txid()
-        self.probes[txid] = Probe(candidate, purpose, now, self.tuning.probe_timeout_s)
+        self.probes[txid] = Probe(candidate, purpose, now, self.tuning.probe_timeout_s, wire)
         candidate.ping_at = now
         self.pings_sent += 1
         self.out.append(SendPing(candidate.endpoint, txid, wire))
@@ -347,34 +355,15 @@ class PathBody:
         """The delay, give or take a share."""
         return delay_s * self.uniform(1 - share, 1 + share)
 
-    # --- the plan (8.4, as far as the engine's modes can say it) ---
+    # --- questions ---
 
     @property
     def is_relay_up(self) -> bool:
         """Whether the peer can be expected at the other end of its relay."""
         return self.is_region_up and self.region != 0 and not self.is_peer_gone
 
-    def plan(self, now: float) -> SetPath:
-        """Where packets go now. The relay is named whenever it is known: a queue there beats a drop here."""
-        direct = self._planned_direct(now)
-        relay = self.region != 0
-        if direct is None:
-            return SetPath(None, self.region, Mode.RELAY if relay else Mode.NONE)
-        doubted = self.state is not State.DIRECT or bool(self.hedges)
-        both = relay and self.is_relay_up and doubted
-        return SetPath(direct, self.region, Mode.BOTH if both else Mode.DIRECT)
-
-    def _planned_direct(self, now: float) -> Endpoint | None:
-        if self.act is not None:
-            return self.act.endpoint
-        if self.state is State.UNKNOWN and self.hint is not None and now < self.hint_until:
-            return self.hint
-        if self.is_relay_up:
-            return None
-        best = self.spray(now)
-        return best[0].endpoint if best else None
-
     def spray(self, now: float) -> list[Candidate]:
-        """Up to three candidates that answered lately, the last first: better than nothing."""
-        fresh = [c for c in self.candidates.values() if now - c.pong_at < SPRAY_S and not c.is_bad(now)]
-        return sorted(fresh, key=lambda c: (-c.pong_at, str(c.endpoint)))[:3]
+        """Up to three candidates that were heard or answered lately, the last first: better than nothing."""
+        known = [c for c in self.candidates.values() if not c.is_bad(now)]
+        fresh = [c for c in known if now - max(c.pong_at, c.heard_at) < SPRAY_S]
+        return sorted(fresh, key=lambda c: (-c.heard_at, -c.pong_at, str(c.endpoint)))[:3]

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 from meshnode.base.addr import Endpoint
 from meshnode.core.path_body import PROBED_AT_ONCE, SILENCE_MIN_S, PathBody, Probe
+from meshnode.core.path_size import SILENT_WATCH_S, SIZING, doubt_size, on_size_pong, on_size_timer, watch_wire
 from meshnode.core.path_timers import (
+    count_miss,
     on_degraded_over,
     on_heartbeat,
     on_hedge_over,
@@ -63,7 +65,7 @@ def _send_direct(p: PathBody, wanted: bool) -> None:
     is_silent = quiet_s > max(SILENCE_MIN_S, 4 * (act.srtt or 0.0))
     if is_silent and p.now - p.silence_at >= SILENCE_GAP_S and not p.is_awaited(act):
         p.silence_at = p.now
-        p.ping(act, Purpose.SILENCE)
+        p.ping(act, Purpose.SILENCE, watch_wire(p, SILENT_WATCH_S))
 
 
 def _send_relay_only(p: PathBody, wanted: bool) -> None:
@@ -97,7 +99,10 @@ def _pong_direct(p: PathBody, probe: Probe) -> None:
         return
     p.evidence_at = max(p.evidence_at, probe.sent_at)
     p.set_hint(act)
-    p.miss = sum(1 for q in p.probes.values() if q.candidate is act and q.is_missed and q.sent_at > probe.sent_at)
+    if probe.wire or probe.purpose in SIZING:
+        on_size_pong(p, probe)
+    later = [q for q in p.probes.values() if q.candidate is act and q.is_missed and q.sent_at > probe.sent_at]
+    p.miss = sum(1 for q in later if q.purpose not in SIZING)
     if p.miss == 0:
         p.hedges.discard(Hedge.MISS)
 
@@ -183,6 +188,8 @@ def _recv_degraded(p: PathBody, source: Endpoint | None, what: What) -> None:
             p.heard_act_at = p.now
         else:
             p.triggered(source)
+            if (candidate := p.candidates.get(source)) is not None:
+                candidate.heard_at = p.now
 
 
 # 14 SEND_ERROR
@@ -205,6 +212,19 @@ def _error_direct(p: PathBody, candidate: Candidate, is_unreachable: bool) -> No
         p.degrade(f"this machine has no way to {candidate.endpoint} any more")
     elif not p.is_awaited(candidate):
         p.ping(candidate, Purpose.REPEAT)
+
+
+def _refused_direct(p: PathBody, candidate: Candidate) -> None:
+    if candidate is p.act:
+        count_miss(p, f"this machine cannot send to {candidate.endpoint} fast enough, or a filter forbids it")
+
+
+# 19 TOO_BIG
+
+
+def _too_big_direct(p: PathBody, candidate: Candidate) -> None:
+    if candidate is p.act:
+        doubt_size(p)
 
 
 # 15 LINK
@@ -337,6 +357,9 @@ TABLE: Final[dict[Event, dict[State, Row]]] = {
     Event.HEDGE: {D: on_hedge_over},
     Event.STALL: {D: on_stall_over},
     Event.SEND_ERROR: {U: _error_unknown, P: _error_aside, D: _error_direct, G: _error_aside, R: _error_aside},
+    Event.REFUSED: {D: _refused_direct},
+    Event.TOO_BIG: {D: _too_big_direct},
+    Event.SIZE: {D: on_size_timer},
     Event.LINK: {U: _link_unknown, P: _link_search, D: _link_direct, G: _link_degraded, R: _link_search},
     Event.ENDPOINTS: {P: _endpoints_ping, D: _endpoints_ping, G: _endpoints_ping, R: _endpoints_relay_only},
     Event.LEG: dict.fromkeys((P, D, G, R), _leg_ping),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from meshnode.core.path_body import DOUBT_GAPS_S, HEDGE_S, ROUND_GAPS_S, SESSION_S, TICK_S, PathBody, Probe
+from meshnode.core.path_size import SIZING, doubt_size, on_size_miss, retest, watch_wire
 from meshnode.core.path_values import Event, Hedge, Kick, Purpose, SeekRelay, State
 
 EVIDENCE_S: Final = 6.0
@@ -35,17 +36,27 @@ UNCLEAR_AFTER_INSTALL_S: Final = 5.0
 
 
 def on_miss_direct(p: PathBody, probe: Probe) -> None:
+    if probe.purpose in SIZING:
+        on_size_miss(p, probe)
+        return
     if probe.candidate is not p.act:
         return
+    count_miss(p, f"{probe.candidate.endpoint} left {p.miss + 1} probes in a row unanswered")
+    if probe.wire and p.state is State.DIRECT:
+        doubt_size(p)
+
+
+def count_miss(p: PathBody, why: str) -> None:
+    """One more sign that the path in use has died: copies by relay, and from the third on doubt."""
+    assert p.act is not None
     p.miss += 1
     p.hedges.add(Hedge.MISS)
-    limit = p.tuning.degraded_after_failures
-    if p.miss >= limit or p.now - p.evidence_at >= EVIDENCE_S:
-        p.degrade(f"{probe.candidate.endpoint} left {p.miss} probes in a row unanswered")
+    if p.miss >= p.tuning.degraded_after_failures or p.now - p.evidence_at >= EVIDENCE_S:
+        p.degrade(why)
         return
     if p.miss == 2:
         p.call()
-    p.ping(probe.candidate, Purpose.REPEAT)
+    p.ping(p.act, Purpose.REPEAT)
 
 
 def on_timeout_direct(p: PathBody, probe: Probe) -> None:
@@ -74,7 +85,8 @@ def on_heartbeat(p: PathBody) -> None:
     act = p.act
     assert act is not None
     if p.now - act.ping_at >= p.tuning.heartbeat_s / 2:
-        p.ping(act, Purpose.HEARTBEAT)
+        p.ping(act, Purpose.HEARTBEAT, watch_wire(p))
+    retest(p)
     if act.finished and act.loss < CALM_LOSS:
         p.hedges.discard(Hedge.LOSS)
     _look_for_stall(p)

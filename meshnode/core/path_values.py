@@ -51,16 +51,19 @@ class Event(Enum):
     DISCO_KEY = 161
     IDLE = 17
     WG_STALL = 18
+    TOO_BIG = 19
+    REFUSED = 141
     RELAY_UP = 20
     RELAY_DOWN = 21
     OWN_ENDPOINTS = 22
+    SIZE = 86
 
 
 TIMERS: Final = frozenset({
     Event.HEARTBEAT, Event.REPROBE, Event.ROUND, Event.DEGRADED, Event.TICK, Event.HEDGE, Event.STALL, Event.IDLE,
-    Event.RELAY_UP,
+    Event.RELAY_UP, Event.SIZE,
 })  # fmt: skip
-"""Events that a peer's own clock raises; RELAY_UP as the end of a "peer gone"."""
+"""Events that a peer's own clock raises; RELAY_UP as the end of a "peer gone", SIZE as the next question of 8.6."""
 
 
 class Purpose(Enum):
@@ -72,6 +75,9 @@ class Purpose(Enum):
     REPEAT = "repeat"
     TRIGGERED = "triggered"
     TICK = "tick"
+    SIZE = "size"
+    CONTROL = "control"
+    """The short probe beside a long one."""
 
 
 class Hedge(StrEnum):
@@ -81,6 +87,7 @@ class Hedge(StrEnum):
     MISS = "a probe was missed"
     LOSS = "probes are being lost"
     STALL = "no data comes back"
+    SIZE = "the size of its packets is being probed"
 
 
 class Mode(IntEnum):
@@ -90,6 +97,19 @@ class Mode(IntEnum):
     DIRECT = 1
     RELAY = 2
     BOTH = 3
+    """Direct, and a copy by relay as far as the allowance for copies goes."""
+    DOUBTED = 7
+    """By relay, and a copy direct as far as the allowance goes."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether packets go to the direct endpoint."""
+        return bool(self & Mode.DIRECT)
+
+    @property
+    def is_relay(self) -> bool:
+        """Whether packets go by relay."""
+        return bool(self & Mode.RELAY)
 
 
 class What(IntEnum):
@@ -137,6 +157,10 @@ class SetPath(NamedTuple):
     direct: Endpoint | None
     region: RegionId
     mode: Mode
+    limit: int = 0
+    """Longest IP packet that goes direct; longer ones go by relay, if a region is named. 0: whatever there is."""
+    others: tuple[Endpoint, ...] = ()
+    """Further endpoints that get a copy, while no relay can carry one."""
 
 
 class Kick(NamedTuple):
@@ -185,6 +209,8 @@ class PathStatus:
     endpoint: Endpoint | None
     """The direct path in use; None: by relay or not at all."""
     latency_s: float | None
+    limit: int | None
+    """Longest IP packet the direct path is known to carry; None: not known."""
     region: RegionId
     is_relay_up: bool
     mode: Mode

@@ -46,8 +46,8 @@ class Candidate:
     """One endpoint of a peer."""
 
     __slots__ = (
-        "bad_count", "bad_until", "endpoint", "finished", "is_announced", "kind", "limit", "loss", "ping_at", "pong_at",
-        "pong_count", "srtt", "triggered_at", "var",
+        "asked_at", "bad_count", "bad_until", "endpoint", "finished", "heard_at", "is_announced", "is_sized", "kind",
+        "limit", "loss", "ping_at", "pong_at", "pong_count", "sized_at", "srtt", "triggered_at", "var",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, kind: Kind) -> None:
@@ -57,6 +57,14 @@ class Candidate:
         """In the netmap now; others are the first to be forgotten."""
         self.limit: int | None = None
         """Largest wire size proved; None: not tested, taken for FULL_SIZE."""
+        self.is_sized = False
+        """`limit` is the answer to a finished test."""
+        self.asked_at = -1e9
+        """When that test ended."""
+        self.sized_at = -1e9
+        """When a probe of a chosen length last came back."""
+        self.heard_at = -1e9
+        """When authenticated packets last came from here while the path in use was in doubt."""
         self.bad_until = -1e9
         self.bad_count = 0
         self.ping_at = -1e9
@@ -72,6 +80,7 @@ class Candidate:
         self.loss = 0.0
         self.finished = 0
         self.limit = None
+        self.is_sized = False
         self.ping_at = -1e9
 
     def take_sample(self, rtt: float, now: float) -> None:

@@ -10,6 +10,7 @@ PATH_NONE: Final = 0
 PATH_DIRECT: Final = 1
 PATH_RELAY: Final = 2
 PATH_BOTH: Final = 3
+PATH_DOUBTED: Final = 7
 
 WHAT_KEEPALIVE: Final = 0
 WHAT_DATA: Final = 1
@@ -91,7 +92,9 @@ class Engine:
         roams: bool = False,
     ) -> None: ...
     def remove_peer(self, key: bytes, /) -> None: ...
-    def set_path(self, key: bytes, ip: bytes, port: int, vni: int, region: int, mode: int, /) -> None: ...
+    def set_path(
+        self, key: bytes, ip: bytes, port: int, vni: int, region: int, mode: int, limit: int, others: bytes, /
+    ) -> None: ...
     def set_filter(self, blob: bytes, /) -> None:
         """Raises ValueError when the blob is not well formed; the filter in force stays."""
 

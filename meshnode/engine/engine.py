@@ -32,6 +32,7 @@ from meshnode.engine._native import (
     KEYS_GONE,
     PATH_BOTH,
     PATH_DIRECT,
+    PATH_DOUBTED,
     PATH_NONE,
     PATH_RELAY,
 )
@@ -40,7 +41,7 @@ from meshnode.engine.link import RelayStream, adopt
 from meshnode.engine.listener import Datagram, Datagrams, Listener, Received
 
 __all__ = ["GSO_AUTO", "GSO_NEVER_EQUAL", "GSO_OFF", "KEYS_CLOCK_BEHIND", "KEYS_GONE", "PATH_BOTH", "PATH_DIRECT",
-           "PATH_NONE", "PATH_RELAY", "Engine"]  # fmt: skip
+           "PATH_DOUBTED", "PATH_NONE", "PATH_RELAY", "Engine"]  # fmt: skip
 
 BATCH = 256
 CLOSE_TIMEOUT_S = 2.0
@@ -67,6 +68,11 @@ _FAILURES: dict[int, tuple[type[DialError], str]] = {
     errno.EACCES: (AccessDenied, "is closed to us by the tailnet's policy"),
     errno.ENETDOWN: (DialError, "was not reached; this node is shutting down"),
 }
+
+
+def _sixteen(ip: IP) -> bytes:
+    """An address as the engine keeps it: IPv4 mapped into IPv6."""
+    return ip.packed if ip.version == 6 else bytes(10) + b"\xff\xff" + ip.packed
 
 
 def dial_error(number: int, target: Endpoint) -> DialError:
@@ -241,13 +247,25 @@ class Engine:
         self._keys.pop(key.raw, None)
         self._native.remove_peer(key.raw)
 
-    def set_path(self, key: NodePublic, direct: Endpoint | None, region: int, mode: int) -> None:
-        """Where this peer's packets go: PATH_DIRECT, PATH_RELAY, PATH_BOTH or PATH_NONE.
+    def set_path(
+        self,
+        key: NodePublic,
+        direct: Endpoint | None,
+        region: int,
+        mode: int,
+        limit: int = 0,
+        others: Sequence[Endpoint] = (),
+    ) -> None:
+        """Where this peer's packets go: PATH_DIRECT, PATH_RELAY, PATH_BOTH, PATH_DOUBTED or PATH_NONE.
 
         direct: its own address, or the leg of a peer relay (`vni`).
+        limit: bytes of the longest IP packet that `direct` carries, 0 = any; longer ones go by the relay if a
+        region is given, whatever the mode, and TCP connections make segments that fit. others: two more endpoints
+        at most, which get copies of data.
         """
         ip, port, vni = (direct.ip.packed, direct.port, direct.vni) if direct else (b"\0\0\0\0", 0, 0)
-        self._native.set_path(key.raw, ip, port, vni, region, mode)
+        copies = b"".join(_sixteen(e.ip) + e.port.to_bytes(2, "big") for e in others)
+        self._native.set_path(key.raw, ip, port, vni, region, mode, limit, copies)
 
     def set_filter(self, blob: bytes) -> None:
         """Replace the packet filter (netmap.rules compiles it). ValueError: malformed, the old one stays."""

@@ -56,8 +56,8 @@ class Paths(Speaker):
         self._meetings.send, self._meetings.tell = self._send_to, self._tell
         self._meetings.on_leg, self._meetings.on_lost = self._on_leg, self._on_leg_lost
         self.has_leg = self._meetings.has_leg
-        self.set_path: Callable[[NodePublic, Endpoint | None, RegionId, int], Any] = ignore
-        """Engine.set_path: (peer, direct, region, mode)"""
+        self.set_path: Callable[..., Any] = ignore
+        """Engine.set_path: (peer, direct, region, mode, limit, others)"""
         self.kick: Callable[[NodePublic], Any] = ignore
         """Engine.kick"""
         self.notify: Callable[[NodePublic, str, str, str], Any] = ignore
@@ -75,7 +75,7 @@ class Paths(Speaker):
             elif isinstance(effect, SeekRelay):
                 self._meetings.search(known, is_urgent=effect.is_urgent)
             elif isinstance(effect, SetPath):
-                self.set_path(known.key, effect.direct, effect.region, int(effect.mode))
+                self.set_path(known.key, effect.direct, effect.region, int(effect.mode), effect.limit, effect.others)
             elif isinstance(effect, Kick):
                 self.kick(known.key)
             elif isinstance(effect, Notify):

@@ -18,7 +18,7 @@ enum mn_command_kind {
     MN_CMD_SET_ADDRESSES, /* blob: struct mn_ip[] */
     MN_CMD_UPSERT_PEER,   /* blob: 32 bytes preshared key, then struct mn_prefix[]; mode: whether it roams */
     MN_CMD_REMOVE_PEER,
-    MN_CMD_SET_PATH,
+    MN_CMD_SET_PATH,   /* number: longest IP packet that goes direct, 0: any; blob: 18 bytes per further endpoint */
     MN_CMD_SET_FILTER, /* blob */
     MN_CMD_INJECT,     /* blob: the packet */
     MN_CMD_SEND_RAW,   /* blob */

@@ -18,7 +18,16 @@
 
 struct mn_engine;
 
-enum mn_path_mode { MN_MODE_NONE, MN_MODE_DIRECT, MN_MODE_RELAY, MN_MODE_BOTH, MN_MODES };
+/* Bits. BOTH: direct, and a copy by the relay as far as the allowance for copies goes; DOUBTED: the other way round. */
+enum mn_path_mode {
+    MN_MODE_NONE = 0,
+    MN_MODE_DIRECT = 1,
+    MN_MODE_RELAY = 2,
+    MN_MODE_BOTH = 3,
+    MN_MODE_RELAY_FIRST = 4,
+    MN_MODE_DOUBTED = 7,
+    MN_MODES,
+};
 enum mn_what { MN_WHAT_KEEPALIVE, MN_WHAT_DATA, MN_WHAT_HANDSHAKE, MN_WHATS };
 
 enum { MN_FLOWS_MAX = 16384, MN_LISTENERS_MAX = 1024, MN_DATAGRAMS_MAX = 1024, MN_PINGS_MAX = 256 };

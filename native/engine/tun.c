@@ -16,6 +16,8 @@ enum {
     REFUSED_MAX = 4,
     ERRORS_PER_S = 100,
     ERROR_MAX = 1280,
+    DONT_FRAGMENT = 0x40, /* of the seventh byte of an IPv4 header */
+    LEAST_MTU6 = 1280,
 };
 
 void mn_tun_init(struct mn_engine *e)
@@ -172,6 +174,19 @@ static void tell_unreachable(struct mn_engine *e, const struct mn_packet *about)
     write_single(e, out, mn_icmp_write_error(out, sizeof out, MN_ICMP_HOST_UNREACHABLE, about));
 }
 
+/* The direct path does not carry this much. The packet goes by relay all the same, so that one whose sender does not
+ * listen (IPv6 below 1280) arrives; the others make shorter ones from now on. */
+static void tell_too_big(struct mn_engine *e, const struct mn_packet *about, size_t mtu)
+{
+    uint8_t out[ERROR_MAX];
+    bool may_be_cut = about->version == 4 && (about->ip[6] & DONT_FRAGMENT) == 0;
+    if (may_be_cut || (about->version == 6 && mtu < LEAST_MTU6) ||
+        !mn_bucket_take(&e->tun.errors, ERRORS_PER_S, e->now_ns))
+        return;
+    e->tun.stats.told_too_big++;
+    write_single(e, out, mn_icmp_write_too_big(out, sizeof out, mtu, about));
+}
+
 /* Our own sealed messages, sent into the tunnel they come from: a peer's endpoint must never be routed so. */
 static bool is_loop(const struct mn_engine *e, const struct mn_packet *p)
 {
@@ -184,6 +199,7 @@ static bool is_loop(const struct mn_engine *e, const struct mn_packet *p)
 static void send_pieces(struct mn_engine *e, struct mn_cut *c)
 {
     struct mn_tun_stats *s = &e->tun.stats;
+    bool has_told = false;
     size_t len;
     while ((len = mn_cut_next(c)) > 0) {
         int err = 0;
@@ -196,8 +212,13 @@ static void send_pieces(struct mn_engine *e, struct mn_cut *c)
             tell_unreachable(e, &c->packet);
             return;
         }
+        size_t mtu = mn_tunnel_out_mtu(e);
         mn_cut_write(c, out);
         mn_tunnel_commit(e, len);
+        if (len > mtu && !has_told) {
+            has_told = true;
+            tell_too_big(e, &c->packet, mtu);
+        }
         s->sent++;
     }
 }

@@ -26,7 +26,8 @@ struct mn_merge;
     X(drop_malformed)                                                                                                  \
     X(drop_special)                                                                                                    \
     X(drop_loop)                                                                                                       \
-    X(drop_unreachable) X(drop_too_big) X(written) X(writes) X(written_bytes) X(write_errors) X(merge_refused)
+    X(drop_unreachable)                                                                                                \
+    X(drop_too_big) X(told_too_big) X(written) X(writes) X(written_bytes) X(write_errors) X(merge_refused)
 
 struct mn_tun_stats {
 #define X(name) uint64_t name;

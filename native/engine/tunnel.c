@@ -10,6 +10,7 @@
 #include "../udp/geneve.h"
 #include "internal.h"
 #include "tell.h"
+#include "way.h"
 
 enum { PEERS_FIRST = 16, UNSENT_FRESH_S = 5 };
 
@@ -44,21 +45,38 @@ const uint8_t *mn_tunnel_key(const struct mn_engine *e, uint32_t peer)
 
 /* ---- which way ---- */
 
-static bool goes_direct(const struct mn_peer *p)
+static void put(struct mn_engine *e, const struct mn_ep *to, const struct mn_ip *source, const uint8_t *pkt, size_t len,
+                uint8_t ecn)
 {
-    return (p->mode & MN_MODE_DIRECT) != 0 && p->direct.port != 0;
+    uint8_t *at = ecn != MN_ECN_NONE ? mn_sock_reserve(&e->socks, to, source, len) : NULL;
+    if (at == NULL) {
+        mn_sock_put(&e->socks, to, source, pkt, len);
+        return;
+    }
+    memcpy(at, pkt, len);
+    mn_sock_commit(&e->socks, len, ecn);
 }
 
-static bool goes_by_relay(const struct mn_peer *p)
-{
-    return (p->mode & MN_MODE_RELAY) != 0 && p->region != 0;
-}
-_Static_assert((MN_MODE_DIRECT | MN_MODE_RELAY) == MN_MODE_BOTH, "modes are bits");
-
-static void send_direct(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
+/* To the peer's endpoint, and to those that get copies. */
+static void send_direct(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len, uint8_t ecn)
 {
     p->tx_direct += len;
-    mn_sock_put(&e->socks, &p->direct, &p->source, pkt, len);
+    put(e, &p->direct, &p->source, pkt, len, ecn);
+    for (unsigned i = 0; i < p->n_others; i++) {
+        p->tx_direct += len;
+        put(e, &p->others[i], &any_source, pkt, len, ecn);
+    }
+}
+
+/* To one endpoint of those there are, another one at each attempt. */
+static void send_to_one(struct mn_engine *e, struct mn_peer *p, unsigned attempt, const uint8_t *pkt, size_t len)
+{
+    unsigned which = attempt % (1U + p->n_others);
+    p->tx_direct += len;
+    if (which == 0)
+        mn_sock_put(&e->socks, &p->direct, &p->source, pkt, len);
+    else
+        mn_sock_put(&e->socks, &p->others[which - 1], &any_source, pkt, len);
 }
 
 static void send_by_relay(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
@@ -71,7 +89,7 @@ static void send_by_relay(struct mn_engine *e, struct mn_peer *p, const uint8_t 
 
 static void send_initiation(struct mn_engine *e, struct mn_peer *p, unsigned attempt, const uint8_t *pkt, size_t len)
 {
-    bool direct = goes_direct(p), relay = goes_by_relay(p);
+    bool direct = mn_way_has_direct(p), relay = mn_way_has_relay(p);
     if (attempt > 0)
         p->source = any_source; /* no answer: perhaps ours was the wrong address to ask from */
     if (!direct && !relay) {
@@ -83,23 +101,23 @@ static void send_initiation(struct mn_engine *e, struct mn_peer *p, unsigned att
         }
         mn_tell_peer_send(e, p, true);
     } else if (direct && (!relay || attempt % 2 == 1)) {
-        send_direct(e, p, pkt, len);
+        send_to_one(e, p, attempt, pkt, len);
     } else {
         send_by_relay(e, p, pkt, len);
     }
 }
 
-/* Data by every path in use; false if there is none. */
-static bool send_data(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len)
+/* Data by every way it takes, the relay first: nothing may delay the copy that arrives. False if there is none. */
+static bool send_data(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len, uint8_t ecn)
 {
-    bool direct = goes_direct(p), relay = goes_by_relay(p);
-    if (direct)
-        send_direct(e, p, pkt, len);
-    if (relay)
+    unsigned ways = mn_way_of_data(p, len, e->now_ns);
+    if ((ways & MN_WAY_RELAY) != 0)
         send_by_relay(e, p, pkt, len);
-    if (!direct && !relay)
+    if ((ways & MN_WAY_DIRECT) != 0)
+        send_direct(e, p, pkt, len, ecn);
+    if (ways == 0)
         e->stats.tx_no_path++;
-    return direct || relay;
+    return ways != 0;
 }
 
 /* An answer goes where its question came from; by relay to the node that asked. */
@@ -134,7 +152,7 @@ static void send_now(struct mn_engine *e, uint32_t peer, enum mn_wg_kind kind, u
         send_initiation(e, p, attempt, pkt, len);
         return;
     }
-    bool sent = send_data(e, p, pkt, len);
+    bool sent = send_data(e, p, pkt, len, MN_ECN_NONE);
     if (kind == MN_WG_DATA || !sent)
         mn_tell_peer_send(e, p, !sent);
 }
@@ -226,7 +244,8 @@ static void on_copied(void *ctx, uint32_t peer, const struct mn_path *from)
 static void on_roamed(void *ctx, uint32_t peer, const struct mn_path *from)
 {
     struct mn_peer *p = peer_of(ctx, peer);
-    if (p == NULL || from->region != 0 || from->ep.vni != 0 || (goes_direct(p) && mn_ep_equal(&p->direct, &from->ep)))
+    if (p == NULL || from->region != 0 || from->ep.vni != 0 ||
+        (mn_way_has_direct(p) && mn_ep_equal(&p->direct, &from->ep)))
         return;
     p->direct = from->ep;
     p->source = ((struct mn_engine *)ctx)->tunnel.local;
@@ -261,8 +280,15 @@ static uint32_t on_route(void *ctx, const struct mn_ip *dst)
     return mn_wg_route(((struct mn_engine *)ctx)->wg, dst);
 }
 
-/* Room for a packet at the tail of the socket's buffer when there is a direct path, else in the scratch buffer:
- * sealed there it goes by relay, or is staged. */
+size_t mn_tunnel_mtu(void *ctx, const struct mn_ip *dst)
+{
+    const struct mn_engine *e = ctx;
+    const struct mn_peer *p = peer_of(e, mn_wg_route(e->wg, dst));
+    return p != NULL && p->mtu != 0 ? p->mtu : e->mtu;
+}
+
+/* Room for a packet at the tail of the socket's buffer if it is sure to go there and nowhere else direct, else in the
+ * scratch buffer. */
 uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)
 {
     struct mn_engine *e = ctx;
@@ -274,12 +300,18 @@ uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *er
         return NULL;
     }
     t->out_at = NULL;
-    if (goes_direct(p))
+    if (mn_way_is_plain(p))
         t->out_at = mn_sock_reserve(&e->socks, &p->direct, &p->source, max + MN_WG_OVERHEAD + MN_WG_PADDING);
     t->out_in_scratch = t->out_at == NULL;
     if (t->out_in_scratch)
         t->out_at = t->scratch;
     return t->out_at + MN_WG_HEADER;
+}
+
+size_t mn_tunnel_out_mtu(const struct mn_engine *e)
+{
+    const struct mn_peer *p = peer_of(e, e->tunnel.out_peer);
+    return p != NULL && p->mtu != 0 ? p->mtu : e->mtu;
 }
 
 void mn_tunnel_commit(void *ctx, size_t len)
@@ -293,21 +325,15 @@ void mn_tunnel_commit(void *ctx, size_t len)
     t->is_sealing = true;
     int sealed = mn_wg_seal(e->wg, t->out_peer, t->out_at, len, e->now_ns);
     t->is_sealing = false;
-    bool direct = goes_direct(p), relay = goes_by_relay(p);
-    if (sealed > 0) {
-        size_t n = (size_t)sealed;
-        if (relay)
-            send_by_relay(e, p, t->out_at, n);
-        if (!t->out_in_scratch) {
-            p->tx_direct += n;
-            mn_sock_commit(&e->socks, n, ecn);
-        }
-        if (t->out_in_scratch && !relay)
-            e->stats.tx_no_path++;
+    if (sealed > 0 && t->out_in_scratch) {
+        (void)send_data(e, p, t->out_at, (size_t)sealed, ecn);
+    } else if (sealed > 0) {
+        if ((mn_way_of_data(p, (size_t)sealed, e->now_ns) & MN_WAY_RELAY) != 0)
+            send_by_relay(e, p, t->out_at, (size_t)sealed);
+        p->tx_direct += (size_t)sealed;
+        mn_sock_commit(&e->socks, (size_t)sealed, ecn);
     }
-    if (direct && t->out_in_scratch)
-        mn_tell_send_error(e, &p->direct, EAFNOSUPPORT); /* no socket of that family */
-    mn_tell_peer_send(e, p, !direct && !relay);
+    mn_tell_peer_send(e, p, !mn_way_has_direct(p) && !mn_way_has_relay(p));
     if (t->n_deferred > 0)
         send_deferred(e);
 }
@@ -316,6 +342,7 @@ void mn_tunnel_set_stack_ops(struct mn_stack_ops *ops)
 {
     ops->random = mn_random;
     ops->route = on_route;
+    ops->path_mtu = mn_tunnel_mtu;
     ops->out_begin = mn_tunnel_begin;
     ops->out_commit = mn_tunnel_commit;
 }
@@ -494,6 +521,26 @@ void mn_tunnel_drop_unknown(struct mn_engine *e)
     }
 }
 
+static void set_others(struct mn_peer *p, const struct mn_command *cmd)
+{
+    p->n_others = 0;
+    for (size_t at = 0; at + MN_OTHER_LEN <= cmd->len && p->n_others < MN_OTHERS_MAX; at += MN_OTHER_LEN) {
+        struct mn_ep *other = &p->others[p->n_others++];
+        memset(other, 0, sizeof *other);
+        memcpy(other->ip.b, cmd->blob + at, sizeof other->ip.b);
+        other->port = (uint16_t)((cmd->blob[at + 16] << 8) | cmd->blob[at + 17]);
+    }
+}
+
+/* Connections take smaller segments at once; larger ones only those that are opened from then on. */
+static void set_mtu(struct mn_engine *e, uint32_t peer, struct mn_peer *p)
+{
+    size_t was = p->mtu != 0 ? p->mtu : e->mtu, mtu = mn_way_inner_mtu(p, e->mtu);
+    p->mtu = mtu < e->mtu ? (uint16_t)mtu : 0;
+    if (mtu < was)
+        mn_stack_path_shrunk(e->stack, peer, mtu, e->now_ns);
+}
+
 void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_command *cmd)
 {
     struct mn_peer *p = peer_of(e, peer);
@@ -504,12 +551,15 @@ void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_comm
     if (!mn_ep_equal(&p->direct, &cmd->ep))
         p->source = any_source;
     p->direct = cmd->ep;
+    p->limit = (uint16_t)cmd->number;
+    set_others(p, cmd);
+    set_mtu(e, peer, p);
     uint16_t len = p->unsent_len;
-    if (len == 0 || (!goes_direct(p) && !goes_by_relay(p)))
+    if (len == 0 || (!mn_way_has_direct(p) && !mn_way_has_relay(p)))
         return;
     p->unsent_len = 0;
     if (e->now_ns - p->unsent_at < UNSENT_FRESH_S * MN_NS_PER_S)
-        (void)send_data(e, p, p->unsent, len); /* the first message of a pair: by every path there is */
+        send_initiation(e, p, 0, p->unsent, len);
 }
 
 void mn_tunnel_unpin(void *engine, const struct mn_ep *to)

@@ -1,10 +1,10 @@
 /* Between the sockets, the WireGuard device and the netstack: which path a message takes, and who hears of it.
  *
- * A peer's path is set from outside (set_path) and never moved by what arrives. Data goes by the direct endpoint,
- * by the relay, or as a copy by both; initiations of a peer that has both alternate, even attempts by relay;
- * responses and cookie replies go exactly where the message came from, by relay to the node that sent it.
- * An initiation made while a peer has no path is kept and leaves as soon as it gets one.
- * Hints about traffic (PEER_SEND, PEER_RECV) are throttled per peer, and per path and kind. */
+ * A peer's path is set from outside (set_path) and never moved by what arrives. Data goes as way.h says; initiations
+ * are never copied: of a peer that has both ways they alternate, even attempts by relay; responses and cookie replies
+ * go exactly where the message came from, by relay to the node that sent it. An initiation made while a peer has no
+ * path is kept and leaves as soon as it gets one. Hints about traffic (PEER_SEND, PEER_RECV) are throttled per peer,
+ * and per path and kind. */
 #ifndef MN_ENGINE_TUNNEL_H
 #define MN_ENGINE_TUNNEL_H
 
@@ -25,6 +25,8 @@ enum {
     MN_UNSENT_MAX = 160, /* an initiation is 148 bytes */
     MN_DEFERRED_MAX = 4,
     MN_ERRORS_TOLD = 16,
+    MN_OTHERS_MAX = 2,
+    MN_OTHER_LEN = 18, /* address, port */
 };
 
 struct mn_told {
@@ -37,10 +39,14 @@ struct mn_peer {
     uint8_t mode, last_told, next_told;
     uint16_t region;
     uint16_t unsent_len;
+    uint16_t limit; /* longest IP packet that the direct path carries; 0: any */
+    uint8_t n_others, beyond;
+    uint16_t mtu; /* of inner packets, as `limit` wants it; 0: the engine's */
     struct mn_ep direct;
-    struct mn_ip source; /* our address the peer last wrote to on `direct`; all zero: any */
+    struct mn_ep others[MN_OTHERS_MAX]; /* endpoints for copies, while no relay takes them */
+    struct mn_ip source;                /* our address the peer last wrote to on `direct`; all zero: any */
     uint8_t key[32];
-    uint64_t send_told_at, unsent_at;
+    uint64_t send_told_at, unsent_at, copies_full_at;
     uint64_t rx_direct, rx_relay, tx_direct, tx_relay;
     struct mn_told told[MN_TOLD_PATHS];
     uint8_t unsent[MN_UNSENT_MAX];
@@ -93,6 +99,10 @@ void mn_tunnel_inject(struct mn_engine *e, uint16_t region, const uint8_t sender
  * engine. *err: EHOSTUNREACH, EMSGSIZE. */
 uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err);
 void mn_tunnel_commit(void *ctx, size_t len);
+/* Between begin and commit: what the peer of this packet is known to take. */
+size_t mn_tunnel_out_mtu(const struct mn_engine *e);
+/* The largest inner packet that the direct path to dst carries, as far as is known; longer ones go by relay. */
+size_t mn_tunnel_mtu(void *ctx, const struct mn_ip *dst);
 
 int mn_tunnel_add_peer(struct mn_engine *e, const uint8_t key[32], uint32_t *peer);
 void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer);

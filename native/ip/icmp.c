@@ -125,10 +125,11 @@ size_t mn_icmp_write_echo(uint8_t *out, const struct mn_ip *src, const struct mn
     return header + n;
 }
 
-size_t mn_icmp_write_error(uint8_t *out, size_t max, enum mn_icmp_kind kind, const struct mn_packet *about)
+/* An error about a packet: `detail` is the second word of its header. */
+static size_t write_error(uint8_t *out, size_t max, uint8_t type, uint8_t code, uint32_t detail,
+                          const struct mn_packet *about)
 {
     bool v6 = is6(about);
-    bool is_proto = kind == MN_ICMP_PROTO_UNREACHABLE;
     size_t header = v6 ? MN_IP6_HEADER : MN_IP4_HEADER;
     size_t quote = v6 ? MN_ICMP_QUOTE6 : MN_ICMP_QUOTE4;
     if (quote > max - header - MN_ICMP_HEADER)
@@ -138,19 +139,26 @@ size_t mn_icmp_write_error(uint8_t *out, size_t max, enum mn_icmp_kind kind, con
     size_t n = MN_ICMP_HEADER + quote;
     mn_packet_write_header(out, &about->dst, &about->src, proto_for(&about->src), n);
     uint8_t *icmp = out + header;
-    memset(icmp, 0, MN_ICMP_HEADER);
-    if (!v6) {
-        icmp[0] = 3;
-        icmp[1] = is_proto ? 2 : kind == MN_ICMP_HOST_UNREACHABLE ? 1 : 3;
-    } else if (is_proto) {
-        icmp[0] = 4;
-        icmp[1] = 1;
-        mn_store32(icmp + 4, 6); /* points at the next-header field */
-    } else {
-        icmp[0] = 1;
-        icmp[1] = kind == MN_ICMP_HOST_UNREACHABLE ? 3 : 4;
-    }
+    icmp[0] = type;
+    icmp[1] = code;
+    mn_store32(icmp + 4, detail);
     memcpy(icmp + MN_ICMP_HEADER, about->ip, quote);
     close_message(icmp, n, &about->dst, &about->src);
     return header + n;
+}
+
+size_t mn_icmp_write_error(uint8_t *out, size_t max, enum mn_icmp_kind kind, const struct mn_packet *about)
+{
+    bool is_proto = kind == MN_ICMP_PROTO_UNREACHABLE, is_host = kind == MN_ICMP_HOST_UNREACHABLE;
+    if (!is6(about))
+        return write_error(out, max, 3, is_proto ? 2 : is_host ? 1 : 3, 0, about);
+    if (is_proto)
+        return write_error(out, max, 4, 1, 6, about); /* points at the next-header field */
+    return write_error(out, max, 1, is_host ? 3 : 4, 0, about);
+}
+
+size_t mn_icmp_write_too_big(uint8_t *out, size_t max, size_t mtu, const struct mn_packet *about)
+{
+    return is6(about) ? write_error(out, max, 2, 0, (uint32_t)mtu, about)
+                      : write_error(out, max, 3, 4, (uint32_t)mtu & 0xffff, about);
 }

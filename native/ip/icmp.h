@@ -49,6 +49,9 @@ size_t mn_icmp_write_echo(uint8_t *out, const struct mn_ip *src, const struct mn
 /* kind: PORT_, PROTO_ or HOST_UNREACHABLE, about a packet that came to about->dst, or was on its way there. */
 size_t mn_icmp_write_error(uint8_t *out, size_t max, enum mn_icmp_kind kind, const struct mn_packet *about);
 
+/* `about` was longer than the mtu of the way it would have taken. */
+size_t mn_icmp_write_too_big(uint8_t *out, size_t max, size_t mtu, const struct mn_packet *about);
+
 /* Token bucket: rate per second, burst of one second. */
 struct mn_bucket {
     uint64_t full_at; /* the moment the bucket will be full again */

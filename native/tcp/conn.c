@@ -130,7 +130,7 @@ uint8_t mn_conn_shift(const struct mn_stack *s)
 
 uint16_t mn_conn_advertised_mss(const struct mn_stack *s, const struct mn_tuple *t)
 {
-    size_t mss = s->cfg.mtu - mn_packet_header_len(&t->remote) - MN_TCP_HEADER;
+    size_t mss = mn_path_mtu(s, &t->remote) - mn_packet_header_len(&t->remote) - MN_TCP_HEADER;
     return (uint16_t)(mss > 65535 ? 65535 : mss);
 }
 

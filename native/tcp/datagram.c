@@ -14,6 +14,18 @@ static bool may_send_error(struct mn_stack *s, uint32_t peer)
     return false;
 }
 
+void mn_stack_send_too_big(struct mn_stack *s, uint32_t peer, size_t mtu, const struct mn_packet *about)
+{
+    int err;
+    if (!may_send_error(s, peer))
+        return;
+    uint8_t *out = mn_stack_begin(s, &about->src, s->cfg.mtu, &err);
+    if (out == NULL)
+        return;
+    mn_stack_commit(s, mn_icmp_write_too_big(out, s->cfg.mtu, mtu, about));
+    s->stats.icmp_error_out++;
+}
+
 void mn_stack_send_error(struct mn_stack *s, uint32_t peer, enum mn_icmp_kind kind, const struct mn_packet *about)
 {
     int err;
@@ -117,19 +129,11 @@ enum {
     LEAST_MTU6 = 1280,
 };
 
-/* The path takes less than we thought: believe it downwards only, to a floor. */
-static bool lower_mss(struct mn_conn *c, uint32_t mtu)
+/* Somebody says that the path takes less than we thought: believe it down to a floor. */
+static uint32_t believable_mtu(const struct mn_conn *c, uint32_t mtu)
 {
-    bool v4 = mn_ip_is4(&c->node.tuple.remote);
-    uint32_t least = v4 ? LEAST_MTU4 : LEAST_MTU6;
-    mtu = mtu < least ? least : mtu;
-    uint32_t mss = mtu - (v4 ? MN_IP4_HEADER : MN_IP6_HEADER) - MN_TCP_HEADER;
-    if (mss >= c->snd.peer_mss)
-        return false;
-    c->snd.peer_mss = (uint16_t)mss;
-    c->snd.mss = mss - (c->ts.on ? (uint32_t)MN_TCP_TS_OPTION : 0U);
-    c->cc.mss = c->snd.mss;
-    return true;
+    uint32_t least = mn_ip_is4(&c->node.tuple.remote) ? LEAST_MTU4 : LEAST_MTU6;
+    return mtu < least ? least : mtu;
 }
 
 /* False: the error speaks of nothing we sent. Its sequence number must be in flight (RFC 5927). */
@@ -143,10 +147,7 @@ static bool take_tcp_error(struct mn_stack *s, const struct mn_icmp *m, const st
     if (!mn_seq_le(c->snd.una, q->seq) || !mn_seq_le(q->seq, c->snd.nxt))
         return false;
     if (m->kind == MN_ICMP_TOO_BIG && c->state >= MN_ESTABLISHED) {
-        if (lower_mss(c, m->mtu)) {
-            mn_loss_on_path_shrunk(s, c);
-            mn_conn_mark(s, c);
-        }
+        mn_path_on_shrunk(s, c, believable_mtu(c, m->mtu));
     } else if (c->state == MN_SYN_SENT && m->kind == MN_ICMP_PORT_UNREACHABLE) {
         mn_conn_end(s, c, ECONNREFUSED);
     } else if (c->state == MN_SYN_SENT && m->kind == MN_ICMP_HOST_UNREACHABLE) {

@@ -344,6 +344,7 @@ void mn_stack_input_udp(struct mn_stack *s, uint32_t peer, const struct mn_packe
 void mn_stack_input_icmp(struct mn_stack *s, uint32_t peer, const struct mn_packet *p);
 void mn_stack_input_tsmp(struct mn_stack *s, uint32_t peer, const struct mn_packet *p);
 void mn_stack_send_error(struct mn_stack *s, uint32_t peer, enum mn_icmp_kind kind, const struct mn_packet *about);
+void mn_stack_send_too_big(struct mn_stack *s, uint32_t peer, size_t mtu, const struct mn_packet *about);
 void mn_stack_send_tsmp_reject(struct mn_stack *s, uint32_t peer, const struct mn_packet *about,
                                const struct mn_segment *g);
 
@@ -510,7 +511,9 @@ void mn_tcp_wait_for_buffer(struct mn_stack *s, struct mn_conn *c, int err);
 int mn_tcp_emit(struct mn_stack *s, const struct mn_tuple *t, const struct mn_segment *g);
 void mn_tcp_challenge(struct mn_stack *s, struct mn_conn *c);
 
-/* path.c: segments too large for a path that does not say so */
+/* path.c: segments too large for a path, whether it says so or not */
+size_t mn_path_mtu(const struct mn_stack *s, const struct mn_ip *dst);
+void mn_path_on_shrunk(struct mn_stack *s, struct mn_conn *c, size_t mtu);
 void mn_path_on_timeout(struct mn_stack *s, struct mn_conn *c);            /* before the backoff is raised */
 bool mn_path_is_to_try(const struct mn_stack *s, const struct mn_conn *c); /* one of full_mss */
 void mn_path_on_try(struct mn_stack *s, struct mn_conn *c);

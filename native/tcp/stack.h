@@ -44,6 +44,8 @@ struct mn_stack_ops {
     void (*out_commit)(void *ctx, size_t len); /* len <= max; 0: nothing was written after all */
     /* The peer that owns dst, MN_PEER_NONE when nobody does (connect then fails at once). */
     uint32_t (*route)(void *ctx, const struct mn_ip *dst);
+    /* The largest packet that the way to dst is known to carry. May be NULL: the configured mtu. */
+    size_t (*path_mtu)(void *ctx, const struct mn_ip *dst);
 
     /* Could the application take one more from this listener? If not, the handshake stays as it is and the peer asks
      * again. May be NULL: always. */
@@ -106,6 +108,9 @@ void mn_stack_share_addresses(struct mn_stack *s, bool with_kernel);
 void mn_stack_kernel_sent(struct mn_stack *s, const struct mn_packet *p, uint64_t now_ns);
 void mn_stack_peer_gone(struct mn_stack *s, uint32_t peer, uint64_t now_ns);   /* its connections: ECONNABORTED */
 void mn_stack_path_failed(struct mn_stack *s, uint32_t peer, uint64_t now_ns); /* its connecting ones: EHOSTUNREACH */
+/* The way to this peer carries packets of at most mtu: its connections send smaller segments from now on, and the peer
+ * is told by ICMP to do so as well. */
+void mn_stack_path_shrunk(struct mn_stack *s, uint32_t peer, size_t mtu, uint64_t now_ns);
 
 /* One decrypted inner packet; padding behind the IP length is ignored. */
 void mn_stack_input(struct mn_stack *s, uint32_t peer, const uint8_t *pkt, size_t len, uint64_t now_ns);

@@ -409,6 +409,162 @@ static void test_initiations_alternate(void)
     stop();
 }
 
+static void test_a_waiting_initiation_is_sent_once(void)
+{
+    start(MN_MODE_NONE);
+    carries_relay = false;
+    connect_to(A, 80);
+    CHECK_INT(await_event(A, MN_EV_PEER_SEND)->what, 1);
+    set_path(A, MN_MODE_DOUBTED);
+    turn();
+    struct mn_peer *p = &e[A]->tunnel.peers[0];
+    CHECK_INT(p->tx_direct + p->tx_relay, 148);
+    stop();
+}
+
+static size_t hole; /* datagrams longer than this vanish on their way, as do those of a wrong path */
+static unsigned n_lost;
+
+static int hole_sendmmsg(int fd, struct mmsghdr *msgs, unsigned n, int flags)
+{
+    for (unsigned i = 0; i < n; i++) {
+        size_t len = msgs[i].msg_hdr.msg_iov[0].iov_len;
+        if (len + 28 > hole)
+            n_lost++;
+        else if (sendmmsg(fd, &msgs[i], 1, flags) != 1)
+            return i > 0 ? (int)i : -1;
+        msgs[i].msg_len = (unsigned)len;
+    }
+    return (int)n;
+}
+
+static void dig(size_t bytes)
+{
+    hole = bytes;
+    n_lost = 0;
+    for (int side = A; side <= B; side++) {
+        mn_sock_set_offloads(&e[side]->socks, MN_GSO_OFF, true);
+        e[side]->socks.calls.sendmmsg = hole_sendmmsg;
+    }
+}
+
+static void set_limit(int side, uint16_t limit)
+{
+    struct mn_command cmd = {.kind = MN_CMD_SET_PATH, .mode = MN_MODE_DIRECT, .region = RELAY, .number = limit};
+    key_of(1 - side, cmd.key);
+    cmd.ep.ip = v4(127, 0, 0, 1);
+    cmd.ep.port = e[1 - side]->socks.port[MN_SOCK_V4];
+    push(side, cmd);
+}
+
+static uint32_t mss_of(int side)
+{
+    struct mn_tcp_info info;
+    CHECK_INT(e[side]->flows.count, 1);
+    CHECK_INT(mn_tcp_info(e[side]->stack, e[side]->flows.table[0].conn, &info), 0);
+    return info.mss;
+}
+
+/* New connections are opened with segments that fit, in both directions although one side alone knows the limit. */
+static void test_a_limit_makes_new_connections_fit(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    set_limit(A, 1280);
+    dig(1280);
+    join(&client, &server);
+    pump(client, server, 300000);
+    pump(server, client, 300000);
+    CHECK_INT(mss_of(A), 1216 - 40 - 12);
+    CHECK_INT(mss_of(B), 1216 - 40 - 12);
+    CHECK_INT(n_lost, 0);
+    CHECK_INT(e[A]->tunnel.peers[0].tx_relay + e[B]->tunnel.peers[0].tx_relay, 0);
+    stop();
+}
+
+/* The hole opens under a connection; one side learns of it, and the other is told by an error inside the tunnel. */
+static void test_a_limit_shrinks_what_runs(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    pump(server, client, 300000);
+    uint32_t before = mss_of(B);
+    dig(1280);
+    set_limit(A, 1280);
+    pump(server, client, 300000);
+    pump(client, server, 300000);
+    CHECK(before > 1216 - 40 - 12);
+    CHECK_INT(mss_of(A), 1216 - 40 - 12);
+    CHECK_INT(mss_of(B), 1216 - 40 - 12);
+    CHECK_INT(mn_stack_stats(e[A]->stack)->icmp_error_out, 1);
+    stop();
+}
+
+static void test_what_is_too_long_goes_by_relay(void)
+{
+    static uint8_t data[1200];
+    start(MN_MODE_DIRECT);
+    struct mn_command open = {.kind = MN_CMD_UDP_OPEN, .req = 5, .ep.port = 53};
+    push(A, open);
+    push(B, open);
+    int client, server;
+    join(&client, &server); /* a session is up */
+    set_limit(A, 1200);
+    dig(1200);
+    for (int i = 0; i < 2; i++) {
+        struct mn_command cmd = with_blob(MN_CMD_UDP_SEND, data, i == 0 ? sizeof data : 1100);
+        cmd.req = 5;
+        cmd.ep = (struct mn_ep){.ip = address(B), .port = 53};
+        push(A, cmd);
+    }
+    uint64_t limit = mn_clock_ns() + 10 * MN_NS_PER_S;
+    while (mn_stack_stats(e[B]->stack)->udp_in < 2) {
+        CHECK(mn_clock_ns() < limit);
+        turn();
+    }
+    CHECK_INT(n_lost, 0);
+    CHECK(e[A]->tunnel.peers[0].tx_relay > sizeof data && e[A]->tunnel.peers[0].tx_relay < 2 * sizeof data);
+    stop();
+}
+
+/* Two endpoints, of which the first leads nowhere: data goes to both, a handshake message to one of them at a time. */
+static void test_further_endpoints(void)
+{
+    int client, server;
+    start(MN_MODE_NONE);
+    uint8_t other[MN_OTHER_LEN];
+    struct mn_ip loopback = v4(127, 0, 0, 1);
+    uint16_t port = e[B]->socks.port[MN_SOCK_V4];
+    memcpy(other, loopback.b, 16);
+    other[16] = (uint8_t)(port >> 8);
+    other[17] = (uint8_t)port;
+    struct mn_command cmd = with_blob(MN_CMD_SET_PATH, other, sizeof other);
+    cmd.mode = MN_MODE_DIRECT;
+    key_of(B, cmd.key);
+    cmd.ep = (struct mn_ep){.ip = v4(127, 0, 0, 1), .port = 9};
+    push(A, cmd);
+    set_path(B, MN_MODE_DIRECT);
+    listen_on(B, 80);
+    turn();
+    struct mn_peer *p = &e[A]->tunnel.peers[0];
+    uint8_t pkt[148] = {1};
+    struct mn_wg_ops ops;
+    mn_tunnel_set_wg_ops(&ops);
+    for (unsigned attempt = 0; attempt < 4; attempt++) {
+        uint64_t before = p->tx_direct;
+        ops.send(e[A], 0, NULL, MN_WG_INITIATION, attempt, pkt, sizeof pkt);
+        CHECK_INT(p->tx_direct - before, 148);
+    }
+    struct mn_command kick = {.kind = MN_CMD_KICK};
+    key_of(A, kick.key);
+    push(B, kick); /* the session comes from the side whose way is right */
+    (void)await_event(A, MN_EV_HANDSHAKE);
+    join(&client, &server);
+    pump(client, server, 100000);
+    stop();
+}
+
 /* Plain WireGuard: who listens without knowing where its peer is answers it where it came from, also after a change. */
 static void test_roaming_peer_is_answered_where_it_is(void)
 {
@@ -831,6 +987,11 @@ int main(void)
     RUN(test_waiting_initiation_leaves_with_the_path);
     RUN(test_answer_returns_by_the_relay_even_without_a_path);
     RUN(test_initiations_alternate);
+    RUN(test_a_waiting_initiation_is_sent_once);
+    RUN(test_a_limit_makes_new_connections_fit);
+    RUN(test_a_limit_shrinks_what_runs);
+    RUN(test_what_is_too_long_goes_by_relay);
+    RUN(test_further_endpoints);
     RUN(test_roaming_peer_is_answered_where_it_is);
     RUN(test_a_peer_equal_to_us_is_gone);
     RUN(test_rebind);

@@ -311,6 +311,45 @@ static void test_what_goes_nowhere(void)
     stop();
 }
 
+/* What the direct path does not carry is sent all the same (here there is no relay), and its sender is told: if it set
+ * the bit that forbids fragments, and if a path of IPv6 may be that small. */
+static void test_what_is_too_long_for_the_path(void)
+{
+    const struct mn_vnet plain = {0};
+    struct mn_icmp m;
+    struct mn_packet p;
+    start(0);
+    greet();
+    struct mn_command path = {.kind = MN_CMD_SET_PATH, .mode = MN_MODE_DIRECT, .number = 1280};
+    memcpy(path.key, e[B]->tunnel.own_key, 32);
+    path.ep = (struct mn_ep){.ip = mn_ip_from4((const uint8_t[4]){127, 0, 0, 1}), .port = e[B]->socks.port[MN_SOCK_V4]};
+    push(A, path);
+    turn();
+    for (int kind = 0; kind < 4; kind++) { /* too long by one and as long as may be; IPv4 and IPv6 */
+        struct shape s = {.is6 = kind & 1, .is_udp = true};
+        size_t headers = s.is6 ? 48 : 28, inner = kind < 2 ? 1217 : 1216, len = offload_make(want, &s, inner - headers);
+        kernel_sends(A, &plain, want, len);
+        CHECK_INT(kernel_gets(B), len);
+        if (kind != 0) {
+            kernel_gets_nothing(A);
+            continue;
+        }
+        size_t n = kernel_gets(A);
+        CHECK_INT(mn_packet_parse(&p, buf + MN_VNET_SIZE, n), 0);
+        CHECK_INT(mn_icmp_parse(&m, &p), 0);
+        CHECK_INT(m.kind, MN_ICMP_TOO_BIG);
+        CHECK_INT(m.mtu, 1216);
+        CHECK(memcmp(m.body, want, m.body_len) == 0);
+    }
+    struct shape s = {.is_udp = true, .no_df = true};
+    size_t len = offload_make(want, &s, 1217 - 28);
+    kernel_sends(A, &plain, want, len); /* whoever may cut it is not told */
+    CHECK_INT(kernel_gets(B), len);
+    kernel_gets_nothing(A);
+    CHECK_INT(e[A]->tun.stats.told_too_big, 1);
+    stop();
+}
+
 static struct mn_event take_event(int side, uint8_t kind)
 {
     static uint8_t out[2 * MN_EVENT_RECORD_MAX];
@@ -448,6 +487,7 @@ int main(void)
     RUN(test_a_kernel_that_refuses_merged_packets);
     RUN(test_what_the_engine_keeps);
     RUN(test_what_goes_nowhere);
+    RUN(test_what_is_too_long_for_the_path);
     RUN(test_the_interface_goes);
     RUN(test_one_interface_only);
     RUN(test_names);

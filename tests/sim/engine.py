@@ -30,7 +30,9 @@ class Route:
 
     direct: Endpoint | None = None
     region: int = 0
-    mode: int = 0
+    mode: Mode = Mode.NONE
+    limit: int = 0
+    others: tuple[Endpoint, ...] = ()
     reported_at: float = -1e9
     was_wanted: bool = False
 
@@ -80,11 +82,20 @@ class SimEngine:
         """A packet by a region."""
         raise NotImplementedError
 
-    def set_path(self, peer: NodePublic, direct: Endpoint | None, region: int, mode: int) -> None:
+    def set_path(
+        self,
+        peer: NodePublic,
+        direct: Endpoint | None,
+        region: int,
+        mode: int,
+        limit: int = 0,
+        others: tuple[Endpoint, ...] = (),
+    ) -> None:
         """Engine.set_path."""
         self.is_touched = True
         route = self.routes.setdefault(peer, Route())
-        route.direct, route.region, route.mode = direct, region, mode
+        route.direct, route.region, route.mode = direct, region, Mode(mode)
+        route.limit, route.others = limit, others
 
     def kick(self, peer: NodePublic) -> None:
         """Engine.kick."""
@@ -115,10 +126,12 @@ class SimEngine:
         """By every path in use; how many that were."""
         route = self.routes.setdefault(to.key, Route())
         sent = 0
-        if route.mode in (Mode.DIRECT, Mode.BOTH) and route.direct is not None:
-            self.transmit(route.direct, packet)
-            sent += 1
-        if route.mode in (Mode.RELAY, Mode.BOTH) and route.region:
+        is_too_long = bool(route.limit and route.region) and packet.size > route.limit
+        if route.mode.is_direct and route.direct is not None and not is_too_long:
+            for endpoint in (route.direct, *route.others):
+                self.transmit(endpoint, packet)
+                sent += 1
+        if (route.mode.is_relay or is_too_long) and route.region:
             self.by_relay(route.region, to.key, packet)
             sent += 1
         if packet.kind == "data":
@@ -134,8 +147,8 @@ class SimEngine:
     def send_initiation(self, to: SimNode, packet: Wg, attempt: int) -> None:
         """Never doubled: even attempts by relay, odd ones directly, if there are both."""
         route = self.routes.setdefault(to.key, Route())
-        direct = route.direct if route.mode in (Mode.DIRECT, Mode.BOTH) else None
-        region = route.region if route.mode in (Mode.RELAY, Mode.BOTH) else 0
+        direct = route.direct if route.mode.is_direct else None
+        region = route.region if route.mode.is_relay else 0
         if direct is not None and (not region or attempt % 2 == 1):
             self.transmit(direct, packet)
         elif region:

@@ -141,7 +141,7 @@ def test_idle_costs_nothing_and_the_first_packet_goes_both_ways(seed: int) -> No
     before = len(a.pings) + len(b.pings) + len(a.calls) + len(b.calls)
     world.run(60.0)
     assert len(a.pings) + len(b.pings) + len(a.calls) + len(b.calls) == before
-    assert a.routes[b.key].mode == Mode.BOTH
+    assert a.routes[b.key].mode == Mode.DOUBTED
     assert a.send(b) == 2
     world.run_until(lambda: a.state(b) is DIRECT, 1.0)
 

@@ -55,7 +55,7 @@ class Watch:
         path = node.path_if_any(to)
         if path is None:
             return
-        if path.state is State.DEGRADED and path.is_relay_up and route.mode != Mode.BOTH:
+        if path.state is State.DEGRADED and path.is_relay_up and not route.mode.is_relay:
             self.fail(node, "I2: degraded, and data is not relayed")
         if route.mode == Mode.NONE and (path.is_relay_up or path.act is not None or path.spray(path.now)):
             self.fail(node, "I1: a way is known and data was not sent")
@@ -71,7 +71,7 @@ def broken(path: PeerPath, now: float, route: Route | None) -> str:
     """Which invariant does not hold; '' if all do."""
     act, state = path.act, path.state
     mode = route.mode if route is not None else Mode.NONE
-    if state is State.DEGRADED and path.is_relay_up and mode != Mode.BOTH:
+    if state is State.DEGRADED and path.is_relay_up and not mode.is_relay:
         return "I2: degraded, but not relayed"
     if mode == Mode.NONE and (path.is_relay_up or act is not None or path.spray(path.now)):
         return "I1: a way is known and the engine has none"
@@ -85,11 +85,11 @@ def broken(path: PeerPath, now: float, route: Route | None) -> str:
             return f"I6: direct, but no evidence for {now - path.evidence_at:.1f} s"
     if state is State.UNKNOWN:
         armed = set(path.timers) - UNKNOWN_TIMERS
-        if armed or any(p.timeout_at - now > path.tuning.probe_timeout_s for p in path.probes.values()):
+        if armed or any(p.timeout_at - now > path.tuning.probe_timeout_s + 1e-6 for p in path.probes.values()):
             return f"I7: unknown with timers {armed}"
     if len(path.candidates) > 64 or len(path.probes) > 64:
         return "I10: too many candidates or probes"
-    if mode in (Mode.DIRECT, Mode.BOTH) and (route is None or route.direct is None):
+    if mode.is_direct and (route is None or route.direct is None):
         return "a direct mode without an endpoint"
     return ""
 

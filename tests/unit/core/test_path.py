@@ -57,11 +57,25 @@ def pings(effects: list[Effect]) -> dict[Endpoint, bytes]:
     return {e.endpoint: e.txid for e in effects if isinstance(e, SendPing)}
 
 
+def answer(path: PeerPath, effects: list[Effect], at: float, hole: int = 9000) -> list[Effect]:
+    """Pongs for every ping that fits through the hole, and for those they lead to; returns what else happened."""
+    out: list[Effect] = []
+    waiting = [e for e in effects if isinstance(e, SendPing)]
+    while waiting:
+        ping = waiting.pop(0)
+        if ping.wire > hole:
+            continue
+        led_to = path.on_pong(ping.txid, None, Seconds(at))
+        waiting += [e for e in led_to if isinstance(e, SendPing)]
+        out += led_to
+    return out
+
+
 def direct(seed: int = 1, *endpoints: Endpoint, at: float = 1.0) -> PeerPath:
     """A path that is Direct by E1 and has carried data."""
     path = make(seed, *(endpoints or (E1,)))
     sent = pings(path.on_send(Seconds(at)))
-    path.on_pong(sent[E1], None, Seconds(at + 0.03))
+    answer(path, path.on_pong(sent[E1], None, Seconds(at + 0.03)), at + 0.04)
     path.on_recv(E1, What.DATA, Seconds(at + 0.05))
     assert path.state is State.DIRECT and not path.hedges
     return path
@@ -87,6 +101,9 @@ def test_a_pong_installs_with_a_copy_until_data_comes_back() -> None:
     effects = path.on_pong(sent[E1], E3, Seconds(1.03))
     assert SetPath(E1, HOME, Mode.BOTH) in effects and path.seen_as == E3
     assert [e for e in effects if isinstance(e, Notify)][0].new is State.DIRECT
+    assert SetPath(E1, HOME, Mode.DIRECT) not in answer(path, effects, 1.04), (
+        "its size is known, but not that it carries"
+    )
     assert SetPath(E1, HOME, Mode.DIRECT) in path.on_recv(E1, What.DATA, Seconds(1.05))
 
 
@@ -142,7 +159,7 @@ def test_three_misses_degrade_and_ten_seconds_end_it() -> None:
         pass_time(path, at)
         at += 0.1
     assert path.state is State.DEGRADED and at - cut < 2.2 + 1.5
-    assert path.last_path == SetPath(E1, HOME, Mode.BOTH)
+    assert path.last_path == SetPath(E1, HOME, Mode.DOUBTED)
     degraded_at = at
     while path.state is State.DEGRADED and at < 40:
         path.on_send(Seconds(at))
@@ -167,7 +184,7 @@ def test_a_first_miss_duplicates_and_a_pong_ends_it() -> None:
     assert E1 in pings(effects)
     effects = pass_time(path, 3.5)
     assert Hedge.MISS in path.hedges and path.last_path.mode is Mode.BOTH
-    path.on_pong(pings(effects)[E1], None, Seconds(3.52))
+    answer(path, effects, 3.52)
     assert path.last_path.mode is Mode.DIRECT
 
 
@@ -175,13 +192,13 @@ def test_idle_forgets_timers_and_keeps_a_hint() -> None:
     path = direct()
     at = 1.1
     while path.state is not State.UNKNOWN and at < 60:
-        for endpoint, txid in pings(pass_time(path, at)).items():
-            assert endpoint == E1
-            path.on_pong(txid, None, Seconds(at))
+        effects = pass_time(path, at)
+        assert set(pings(effects)) <= {E1}
+        answer(path, effects, at)
         at += 0.05
     assert path.state is State.UNKNOWN and at == pytest.approx(46.1, abs=1.0)
     assert path.next_deadline() is None and path.hint == E1
-    assert path.last_path == SetPath(E1, HOME, Mode.BOTH)
+    assert path.last_path == SetPath(E1, HOME, Mode.DOUBTED)
 
 
 def test_pongs_without_data_are_not_a_path() -> None:
@@ -192,8 +209,7 @@ def test_pongs_without_data_are_not_a_path() -> None:
     while path.state is State.DIRECT and at < 40:
         path.on_send(Seconds(at))
         path.on_recv(None, What.DATA, Seconds(at))
-        for txid in pings(pass_time(path, at)).values():
-            path.on_pong(txid, None, Seconds(at))
+        answer(path, pass_time(path, at), at)
         if path.state is State.DIRECT:
             assert path.last_path.mode is Mode.BOTH, "the relay carries copies until the path has proved itself"
         at += 0.1
@@ -209,8 +225,7 @@ def test_one_request_answered_by_relay_is_no_stall() -> None:
     path.on_send(Seconds(1.04))
     at = 1.1
     while at < 45:
-        for txid in pings(pass_time(path, at)).values():
-            path.on_pong(txid, None, Seconds(at))
+        answer(path, pass_time(path, at), at)
         if abs(at - 11.05) < 0.05:
             path.on_recv(E1, What.KEEPALIVE, Seconds(at))
         at += 0.1
@@ -237,7 +252,7 @@ def test_relay_loss_leaves_a_direct_path_alone() -> None:
 def test_an_unreachable_network_is_noticed_at_once() -> None:
     path = direct()
     effects = path.on_send_error(E1, True, Seconds(2.0))
-    assert path.state is State.DEGRADED and SetPath(E1, HOME, Mode.BOTH) in effects
+    assert path.state is State.DEGRADED and SetPath(E1, HOME, Mode.DOUBTED) in effects
     assert path.on_send_error(E3, True, Seconds(2.0)) == []
 
 
@@ -260,7 +275,9 @@ def test_forged_candidates_are_bounded_and_pinged_within_limits() -> None:
 
 def test_the_engine_speaks_the_same_numbers() -> None:
     native = pytest.importorskip("meshnode.engine._native")
-    assert list(map(int, Mode)) == [native.PATH_NONE, native.PATH_DIRECT, native.PATH_RELAY, native.PATH_BOTH]
+    assert list(map(int, Mode)) == [
+        native.PATH_NONE, native.PATH_DIRECT, native.PATH_RELAY, native.PATH_BOTH, native.PATH_DOUBTED,
+    ]  # fmt: skip
     assert list(map(int, What)) == [native.WHAT_KEEPALIVE, native.WHAT_DATA, native.WHAT_HANDSHAKE]
 
 
@@ -274,7 +291,7 @@ def play(seed: int, steps: int) -> str:
     for _ in range(steps):
         now += dice.choice([0.0, 0.01, 0.1, 0.5, 3.0, 60.0]) * dice.random()
         before, at, endpoint = path.state, Seconds(now), dice.choice(endpoints)
-        match dice.randrange(19):
+        match dice.randrange(20):
             case 0 | 1 | 2:
                 effects = path.on_send(at, wanted=dice.random() < 0.1)
             case 3 | 4 | 5 if open_pings:
@@ -287,6 +304,8 @@ def play(seed: int, steps: int) -> str:
                 effects = path.on_recv(dice.choice([None, endpoint]), dice.choice(list(What)), at)
             case 10:
                 effects = path.on_send_error(endpoint, dice.random() < 0.5, at)
+            case 19:
+                effects = path.on_too_big(endpoint, at) if dice.random() < 0.5 else path.on_full_buffers(endpoint, at)
             case 11:
                 hit = dice.choice(endpoints)
                 effects = path.on_link(lambda e, hit=hit: e == hit, at)
@@ -312,7 +331,7 @@ def play(seed: int, steps: int) -> str:
         open_pings = (open_pings + list(pings(effects).values()))[-PROBES_MAX:]
         for effect in effects:
             if isinstance(effect, SetPath):
-                route = Route(effect.direct, effect.region, effect.mode)
+                route = Route(effect.direct, effect.region, effect.mode, effect.limit)
         calls = [e for e in effects if isinstance(e, Call)]
         assert len(calls) <= 2 and len(pings(effects)) <= 34
         problem = broken(path, now, route)

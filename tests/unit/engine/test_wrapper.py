@@ -287,13 +287,17 @@ def test_commands_are_packed() -> None:
     async def work(engine: Engine, native: FakeNative) -> None:
         peer = NodePublic(KEY)
         engine.set_path(peer, Endpoint(ip_address("fd00::1"), 9), 3, _native.PATH_BOTH)
+        further = (Endpoint(ip_address("10.0.0.2"), 258), Endpoint(ip_address("fd00::1"), 7))
+        engine.set_path(peer, Endpoint(ip_address("10.0.0.1"), 9), 3, _native.PATH_DIRECT, 1280, further)
         engine.set_path(peer, None, 3, _native.PATH_RELAY)
         engine.set_path(peer, Endpoint(THERE, 40000, vni=7), 3, _native.PATH_DIRECT)
         engine.inject(3, peer, b"data")
+        others = bytes(10) + b"\xff\xff\x0a\0\0\2\1\2" + ip_address("fd00::1").packed + b"\0\7"
         assert native.calls == [
-            ("set_path", KEY, ip_address("fd00::1").packed, 9, 0, 3, 3),
-            ("set_path", KEY, bytes(4), 0, 0, 3, 2),
-            ("set_path", KEY, THERE.packed, 40000, 7, 3, 1),
+            ("set_path", KEY, ip_address("fd00::1").packed, 9, 0, 3, 3, 0, b""),
+            ("set_path", KEY, ip_address("10.0.0.1").packed, 9, 0, 3, 1, 1280, others),
+            ("set_path", KEY, bytes(4), 0, 0, 3, 2, 0, b""),
+            ("set_path", KEY, THERE.packed, 40000, 7, 3, 1, 0, b""),
             ("inject", 3, KEY, b"data"),
         ]
 

@@ -42,7 +42,7 @@ class Rig:
         self.kicks: list[NodePublic] = []
         self.discovery.send_udp = lambda *a: self.udp.append(a)
         self.discovery.send_relay = self._relay
-        self.discovery.set_path = lambda *a: self.paths.append(a)
+        self.discovery.set_path = lambda *a: self.paths.append(a[:4])
         self.discovery.kick = self.kicks.append
         self.key = NodePrivate.generate(CLOCK.entropy).public()
         self.private = DiscoPrivate.generate(CLOCK.entropy)
@@ -139,6 +139,10 @@ def test_the_first_packet_calls_and_pings_and_a_pong_moves_it() -> None:
         rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Pong(ping.txid, Endpoint.parse("203.0.113.4:9"))))
         assert rig.paths[-1] == (rig.key, HERE, HOME, Mode.BOTH)
         rig.discovery.on_recv(rig.key, HERE, 0, 1)
+        assert rig.paths[-1] == (rig.key, HERE, HOME, Mode.BOTH), "how long a datagram it carries is not known yet"
+        size, control = rig.udp[-2:]
+        assert len(size[2]) == 1360 - 28 and len(control[2]) < 200
+        rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Pong(rig.said(wire.Ping)[-2].txid, HERE)))
         assert rig.paths[-1] == (rig.key, HERE, HOME, Mode.DIRECT)
         status = rig.discovery.status(rig.key)
         assert status is not None and status.endpoint == HERE and status.latency_s is not None
