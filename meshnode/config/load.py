@@ -478,6 +478,10 @@ def _check_port(value: int) -> tuple[str, int]:
     return ("" if 0 <= value <= 65535 else f"{value} is no port; use 0 to 65535"), value
 
 
+def _check_region(value: int) -> tuple[str, int]:
+    return ("" if 0 <= value <= 65535 else f"{value} is no relay region; use its number, or 0 for the nearest"), value
+
+
 def _check_mtu(value: int) -> tuple[str, int]:
     low, high = MTU_RANGE
     return ("" if low <= value <= high else f"{value} is outside {low} to {high}"), value
@@ -515,6 +519,7 @@ _CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
     "state_dir": _check_state_dir,
     "port": _check_port,
     "mtu": _check_mtu,
+    "home_region": _check_region,
     "socks5": _check_door,
     "tun": check_tun,
     "tcp_memory": check_tcp_memory,

@@ -118,6 +118,9 @@ class Tailscale:
         "a forwarded one of a router",
         metavar="IP:PORT",
     )
+    home_region: int = setting(
+        0, "number of the relay region to live in while it can be reached; 0 is the nearest", metavar="N", flag=False
+    )
     mtu: int = setting(DEFAULT_MTU, "largest packet inside the tunnel", unit="bytes", flag=False)
     plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)
     insecure_relays: bool = setting(False, "honour InsecureForTests of the relay map", flag=False)

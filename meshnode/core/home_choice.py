@@ -30,6 +30,7 @@ EXCLUDE_MAX_S: Final = 600.0
 FAILURES: Final = 2
 """Logins in a row that failed before a region is out."""
 NO_REGION: Final = RegionId(0)
+CONFIGURED: Final = "the configuration says so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +57,13 @@ class _Login:
 class HomeChoice:
     """Knows reports, logins and frames; says which region should be home. All instants are loop time."""
 
-    def __init__(self, remembered: RegionId = NO_REGION) -> None:
+    def __init__(self, remembered: RegionId = NO_REGION, *, wanted: RegionId = NO_REGION) -> None:
+        """remembered: the home of the last run. wanted: a person's choice, used whenever it can be reached."""
         self.home = NO_REGION
         """The region we have or try."""
         self.reason = ""
         self._remembered = remembered
+        self._wanted = wanted
         self._relays = RelayMap()
         self._usable: tuple[RegionId, ...] = ()
         self._history: deque[tuple[float, dict[RegionId, float]]] = deque(maxlen=HISTORY_MAX)
@@ -125,15 +128,16 @@ class HomeChoice:
         return login is not None and now < login.excluded_until
 
     def order(self, now: Seconds) -> tuple[RegionId, ...]:
-        """Every usable region, the one to be tried first first: not excluded, measured and near, remembered, low."""
+        """Every usable region, in the order to try them: not excluded, wanted, measured and near, remembered, low."""
         best = self._best(now)
 
-        def key(region: RegionId) -> tuple[bool, int, float, bool, int]:
+        def key(region: RegionId) -> tuple[bool, int, bool, float, bool, int]:
             failures = self._logins[region].failures if region in self._logins else 0
             latency = best.get(region)
             return (
                 self.is_excluded(region, now),
                 min(failures, FAILURES),
+                region != self._wanted,
                 1e9 if latency is None else latency,
                 region != self._remembered,
                 region,
@@ -146,6 +150,7 @@ class HomeChoice:
         order = self.order(now)
         first = order[0] if order else NO_REGION
         why = "it was the home of the last run" if first == self._remembered else "nothing is measured yet"
+        why = CONFIGURED if first == self._wanted else why
         self._set(first, why, is_measured=False)
         return first
 
@@ -177,6 +182,8 @@ class HomeChoice:
         }
         if not best:
             return self._nothing_answered(old, now)
+        if self._is_reachable(self._wanted, latencies, began_at, now) and (is_told or old == self._wanted):
+            return Choice(self._wanted, CONFIGURED)
         new = min(best, key=lambda region: (best[region], region != old, region))
         if new == old:
             self._wished = NO_REGION

@@ -28,6 +28,7 @@ class Cause(Enum):
 
     START = "start"
     LINK = "link change"
+    SOCKETS = "new sockets"
     RELAY = "relay lost"
     MAP = "relay map"
     PORTMAP = "port mapping"

@@ -156,9 +156,9 @@ class Check:
             self._unsendable.add((flight.probe.node.name, flight.probe.family))
 
     def take_answer(self, txid: bytes, mapped: Endpoint, now: Seconds) -> bool:
-        """A binding response. False if it is none of ours."""
+        """A binding response. False if it is none of ours, or names no address that could be."""
         flight = self._flights.get(txid)
-        if flight is None or flight.to is None:
+        if flight is None or flight.to is None or not _could_be_ours(mapped, flight.to):
             return False
         if txid in self._answered:
             self.duplicates += 1
@@ -257,6 +257,11 @@ class Check:
             r: RegionReading(self._stun.get((r, 4)), self._stun.get((r, 6)), self._https.get(r), self._icmp.get(r))
             for r in found
         }
+
+
+def _could_be_ours(mapped: Endpoint, server: Endpoint) -> bool:
+    is_somebody = not mapped.ip.is_unspecified and not mapped.ip.is_multicast
+    return is_somebody and mapped.port != 0 and mapped.ip.version == server.ip.version
 
 
 def _usual(seen: Counter[Endpoint], family: int) -> Endpoint | None:

@@ -44,17 +44,19 @@ class HomeKeeper:
         is_told: Callable[[], bool] = lambda: True,
         clock: Clock | None = None,
         preferred: int = 0,
+        wanted: int = 0,
     ) -> None:
         """choose: connect to this region and keep it. report: it is our home, tell control.
 
         connect: try this region beside the home. is_told: whether control would hear of another home now.
+        preferred: the home of the last run. wanted: a person's choice.
         """
         self._choose = choose
         self._report = report
         self._connect = connect
         self._is_told = is_told
         self._clock = clock or Clock()
-        self.choice = HomeChoice(RegionId(preferred))
+        self.choice = HomeChoice(RegionId(preferred), wanted=RegionId(wanted))
         self._trial: Choice | None = None
         self._tried: set[RegionId] = set()
         """Regions tried in vain since the home was lost."""

@@ -169,6 +169,7 @@ class House:
             is_told=lambda: self.control.state.phase is Phase.RUNNING,
             clock=self.clock,
             preferred=state.home_region,
+            wanted=node.home_region,
         )
         self._rooms.callback(self.home.close)
 

@@ -115,7 +115,7 @@ class LinkKeeper:
         if number:
             self._again = asyncio.get_running_loop().call_later(AGAIN_S, self._house.engine.rebind)
         else:
-            self._house.reach.put(EndpointKind.LOCAL, self._local_endpoints())
+            self._house.reach.on_new_sockets(self._local_endpoints())
 
 
 def _tell(change: Change) -> None:

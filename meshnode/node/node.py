@@ -69,6 +69,7 @@ class Node(Network):
         proxy: str | Secret = "",
         port: int = 0,
         advertise: Sequence[str] = (),
+        home_region: int = 0,
         mtu: int = DEFAULT_MTU,
         plain_relays: bool = False,
         insecure_relays: bool = False,
@@ -86,7 +87,8 @@ class Node(Network):
         without a directory). auth_key: needed when the state knows no identity that is still good.
         proxy: URL of an HTTP proxy for control and relays; '' = as the environment says, 'off' = none.
         port: UDP port, 0 = any. advertise: addresses with ports at which peers reach this node from outside, beside
-        those it finds. paths: see `set_paths`.
+        those it finds. home_region: relay region to live in while it can be reached, 0 = the nearest.
+        paths: see `set_paths`.
         udp_gso: "auto", "off" or "never-equal-tail"; udp_gro: "auto" or "off": see docs/reference/configuration.md.
         tun: name of a kernel interface to make, for every program of this machine; needs CAP_NET_ADMIN.
         tcp_memory: bytes that all TCP connections together may hold, 0 = the engine's choice; tcp_ecn: congestion
@@ -122,6 +124,7 @@ class Node(Network):
         self.ca_file = ca_file
         self.proxies = Proxies(proxy.reveal() if isinstance(proxy, Secret) else proxy, os.environ)
         self.port = port
+        self.home_region = home_region
         problem, texts = check_advertise(advertise)
         if problem:
             raise ConfigError(f"advertise: {problem}")
@@ -158,6 +161,7 @@ class Node(Network):
             ca_file=tailscale.ca_file,
             proxy=tailscale.proxy,
             port=tailscale.port,
+            home_region=tailscale.home_region,
             advertise=tailscale.advertise,
             mtu=tailscale.mtu,
             plain_relays=tailscale.plain_relays,

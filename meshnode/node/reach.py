@@ -127,9 +127,18 @@ class Reach:
         """There is somebody to be reached by."""
         self.netcheck.request(Cause.PEERS)
 
-    def on_relay_lost(self) -> None:
-        """A relay connection broke."""
+    def on_home_lost(self) -> None:
+        """The connection to the home relay broke, and did not come back within a moment."""
         self.netcheck.request(Cause.RELAY)
+
+    def on_new_sockets(self, local: tuple[Endpoint, ...]) -> None:
+        """The UDP sockets are new, with what we have at the interfaces now; no NAT knows another port of ours."""
+        had = {e.port for e in self.book.of(EndpointKind.LOCAL)}
+        if had != {e.port for e in local}:
+            self._house.discovery.forget_own(self._mapped.forget((4, 6)) - {e.ip for e in local})
+        self.put(EndpointKind.LOCAL, local)
+        self._put_mapped()
+        self.netcheck.request(Cause.SOCKETS)
 
     def on_port_mapping(self, external: Endpoint | None) -> None:
         """A gateway gave us another endpoint, or (None) took it back."""

@@ -115,6 +115,35 @@ def test_a_home_whose_tcp_died_is_left_although_its_stun_answers(loop: str) -> N
     run(loop, work, bound_s=60)
 
 
+def test_a_home_by_choice() -> None:
+    async def work() -> None:
+        async with make_county(0, 90) as county:
+            node = await county.join("one", home_region=902)
+            await until_home(county, node, "one", 902)
+            report = await node.netcheck()
+            assert report.home == home(node) == 902 and report.home_reason == "the configuration says so"
+
+    run("asyncio", work)
+
+
+def test_new_sockets_are_seen_from_outside_anew() -> None:
+    async def work() -> None:
+        async with make_county(0, 0) as county:
+            node = await county.join("one")
+            house = node._running()
+            await until(lambda: house.reach.report.at, "the first report")
+            house.reach.netcheck._schedule._ended_at -= 5
+            house.engine.rebind()
+            await until(lambda: house.reach.netcheck.counts["netchecks"] == 2, "another look")
+            await until(
+                lambda: house.reach.report.global_v4 == Endpoint(parse_ip("127.0.0.1"), house.engine.port4), "ours"
+            )
+            known = {e.port for e in node.status().endpoints}
+            assert known == {house.engine.port4}
+
+    run("asyncio", work)
+
+
 def test_without_udp_regions_are_measured_by_https() -> None:
     async def work() -> None:
         async with make_county(None, None) as county:

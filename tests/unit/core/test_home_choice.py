@@ -21,9 +21,11 @@ R1, R2, R3 = RegionId(1), RegionId(2), RegionId(3)
 class Bench:
     """A HomeChoice with a clock, whose every choice is taken."""
 
-    def __init__(self, *numbers: int, remembered: int = 0, scores: dict[int, float] | None = None) -> None:
+    def __init__(
+        self, *numbers: int, remembered: int = 0, wanted: int = 0, scores: dict[int, float] | None = None
+    ) -> None:
         self.now = NOW
-        self.choice = HomeChoice(RegionId(remembered))
+        self.choice = HomeChoice(RegionId(remembered), wanted=RegionId(wanted))
         self.set_map(*(numbers or (1, 2)), scores=scores)
         self.choice.start(Seconds(self.now))
 
@@ -196,6 +198,19 @@ def test_the_order_of_what_to_try() -> None:
     assert bench.choice.order(now) == (4, 2, 3, 1)
     bench.choice.note_failure(RegionId(4), now)
     assert bench.choice.order(now) == (2, 3, 1, 4)
+
+
+def test_a_persons_choice_is_home_whenever_it_can_be_reached() -> None:
+    bench = Bench(1, 2, 3, remembered=1, wanted=3)
+    assert (bench.choice.home, bench.choice.reason) == (R3, "the configuration says so")
+    assert bench.report(r1=1, r2=2, r3=300).region == R3
+    assert bench.report(r1=1, r2=2).region == R1, "not reached"
+    assert bench.report(r1=1, r2=2, r3=300, is_told=False).region == R1
+    assert bench.report(r1=1, r2=2, r3=300).region == R3
+    for _ in range(2):
+        bench.choice.note_failure(R3, Seconds(bench.now))
+    assert bench.report(r1=1, r2=2, r3=300).region == R1, "no login there"
+    assert Bench(1, 2, wanted=7).report(r1=9, r2=8).region == R1, "not in the map"
 
 
 def test_another_network_is_measured_anew() -> None:

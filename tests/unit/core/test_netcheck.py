@@ -132,6 +132,13 @@ def test_duplicates_and_strangers_change_nothing() -> None:
     assert not world.check.take_answer(b"x" * 12, other, Seconds(START + 1))
 
 
+@pytest.mark.parametrize("text", ["0.0.0.0:5", "203.0.113.5:0", "224.0.0.1:5", "[2001:db8::1]:5"])
+def test_an_address_that_cannot_be_ours_is_no_answer(text: str) -> None:
+    world = World(full(relays(region(1))), {"1a": 20}, mapped=lambda to: Endpoint.parse(text), https={}, icmp={})
+    report = world.run()
+    assert not report.udp and report.seen == {} and report.regions == {}
+
+
 def test_three_regions_that_answered_are_enough() -> None:
     map_ = relays(*(region(number) for number in range(1, 7)))
     report = World(full(map_), {"1a": 10, "2a": 20, "3a": 40, "4a": 100, "5a": 2000}).run()

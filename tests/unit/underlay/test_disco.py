@@ -150,6 +150,27 @@ def test_the_first_packet_calls_and_pings_and_a_pong_moves_it() -> None:
     run(scenario)
 
 
+def test_a_call_with_a_stale_list_asks_for_a_new_one_and_does_not_wait() -> None:
+    def scenario(rig: Rig) -> None:
+        asked: list[int] = []
+        rig.discovery.restun = lambda: asked.append(len(rig.said(wire.CallMeMaybe)))
+        rig.discovery.on_send(rig.key, False)
+        assert asked == [0] and len(rig.said(wire.CallMeMaybe)) == 1
+
+    run(scenario)
+
+
+def test_a_call_with_a_fresh_list_asks_nobody() -> None:
+    def scenario(rig: Rig) -> None:
+        asked: list[int] = []
+        rig.discovery.restun = lambda: asked.append(1)
+        rig.discovery.set_endpoints([HERE])
+        rig.discovery.on_send(rig.key, False)
+        assert asked == [] and len(rig.said(wire.CallMeMaybe)) == 1
+
+    run(scenario)
+
+
 def test_timers_run_by_themselves() -> None:
     async def scenario(rig: Rig) -> None:
         rig.discovery.on_send(rig.key, False)
