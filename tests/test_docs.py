@@ -30,7 +30,7 @@ from tests.e2e.town import make_town
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md", "docs/quickstart.md", "docs/guides/serve.md", "docs/guides/capability.md", "docs/guides/embedding.md",
-    "docs/guides/wireguard.md", "docs/guides/relay.md",
+    "docs/guides/wireguard.md", "docs/guides/relay.md", "docs/guides/paths.md",
 ]  # fmt: skip
 TUN_PAGE = "docs/guides/tun.md"
 """Run by tests/e2e/test_tun.py in a namespace of its own: it makes a kernel interface."""

@@ -50,6 +50,10 @@ def run_version(parsed: argparse.Namespace) -> int:
 
 def run_status(parsed: argparse.Namespace) -> int:
     """`meshnode status`."""
+    if parsed.watch is not None:
+        from meshnode.cli.watch import run_watch
+
+        return run_watch(door_of(parsed), every_s=parsed.watch, as_json=parsed.json)
     status = door_of(parsed).get("/status")
     if parsed.json:
         print_json(status)
@@ -66,6 +70,9 @@ def run_status(parsed: argparse.Namespace) -> int:
         print(f"{status['BackendState']}: {status.get('Reason', '')}".rstrip(": "))
     if status.get("Interface"):
         print(f"# interface {status['Interface']}")
+    for peer in peers:
+        if peer.get("Active") and not peer.get("CurAddr") and peer.get("Why"):
+            print(f"# {peer['DNSName'].split('.')[0]}: {peer['Why']}")
     for complaint in status.get("Health") or ():
         print(f"# {complaint}")
     return 0
@@ -125,10 +132,13 @@ def run_ping(parsed: argparse.Namespace) -> int:
     count = parsed.count if parsed.count is not None else (UNTIL_DIRECT_MAX if parsed.until_direct else 1)
     if count < 1:
         raise ConfigError(f"--count {count}: send at least one ping")
-    if parsed.icmp and parsed.until_direct:
-        raise ConfigError("--icmp goes through the tunnel by whatever path there is; leave out --until-direct")
-    kind = {"kind": "icmp", "size": parsed.size} if parsed.icmp else {}
-    pongs = 0
+    wants_direct = parsed.until_direct or parsed.require_direct
+    if parsed.icmp and wants_direct:
+        flag = "--until-direct" if parsed.until_direct else "--require-direct"
+        raise ConfigError(f"--icmp goes through the tunnel by whatever path there is; leave out {flag}")
+    kind = {"kind": "icmp"} if parsed.icmp else {}
+    kind |= {"size": parsed.size} if parsed.size is not None else {}
+    pongs = directs = 0
     for number in range(count):
         if number:
             time.sleep(PING_INTERVAL_S)
@@ -140,14 +150,22 @@ def run_ping(parsed: argparse.Namespace) -> int:
             print(error, file=sys.stderr)
             continue
         pongs += 1
+        directs += bool(pong["Endpoint"] or pong["IsLocalIP"])
         _print_pong(pong, parsed.json)
-        if parsed.until_direct and pong["Endpoint"]:
+        if parsed.until_direct and directs:
             return 0
     if not pongs:
         raise TimedOut(f"no reply from {parsed.peer}")
-    if parsed.until_direct:
-        raise PeerOffline(f"direct connection to {parsed.peer} not established")
+    if wants_direct and not directs:
+        raise PeerOffline(f"direct connection to {parsed.peer} not established{_why_not(door, pong)}")
     return 0
+
+
+def _why_not(door: Door, pong: dict[str, Any]) -> str:
+    """What status says of the peer that answered by relay."""
+    peers = (door.get("/status").get("Peer") or {}).values()
+    why = next((p["Why"] for p in peers if pong["NodeIP"] in (p["TailscaleIPs"] or ())), "")
+    return f": {why}" if why else ""
 
 
 def _print_pong(pong: dict[str, Any], as_json: bool) -> None:
@@ -210,6 +228,12 @@ def run_whois(parsed: argparse.Namespace) -> int:
             print(f"  - {name}{':' if values else ''}")
             for value in values or ():
                 print(f"      {json.dumps(value)}")
+    return 0
+
+
+def run_metrics(parsed: argparse.Namespace) -> int:
+    """`meshnode metrics`: the page that Prometheus reads."""
+    print(door_of(parsed).get("/metrics")["Text"], end="")
     return 0
 
 

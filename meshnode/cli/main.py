@@ -151,6 +151,9 @@ def _json(parser: argparse.ArgumentParser) -> None:
 def _status(parser: argparse.ArgumentParser) -> None:
     _door(parser)
     _json(parser)
+    parser.add_argument(
+        "-w", "--watch", nargs="?", type=float, const=1.0, metavar="S", help="a live table, every S seconds (default 1)"
+    )
 
 
 def _ping(parser: argparse.ArgumentParser) -> None:
@@ -162,9 +165,18 @@ def _ping(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--until-direct", action="store_true", help="ping until a direct pong, at most N times (default 10)"
     )
+    parser.add_argument(
+        "--require-direct",
+        action="store_true",
+        help="a pong by relay counts for nothing: end with 42 if none is direct",
+    )
     parser.add_argument("--icmp", action="store_true", help="an ICMP echo inside the tunnel, which rules must allow")
     parser.add_argument(
-        "--size", type=int, default=56, metavar="BYTES", help="what an --icmp echo carries (default 56)"
+        "--size",
+        type=int,
+        default=None,
+        metavar="BYTES",
+        help="of the packet on the wire, to see whether the path carries it; with --icmp what the echo carries (56)",
     )
 
 
@@ -234,6 +246,7 @@ def _demo(parser: argparse.ArgumentParser) -> None:
 COMMANDS: Final[dict[str, Command]] = {
     "up": Command("join a tailnet and stay in the foreground", "meshnode.cli.up:run_up", _up),
     "status": Command("what the running node knows", "meshnode.cli.commands:run_status", _status),
+    "metrics": Command("numbers for Prometheus", "meshnode.cli.commands:run_metrics", _door),
     "ping": Command("reach a peer and show by which way", "meshnode.cli.commands:run_ping", _ping),
     "netcheck": Command("what the network lets this node do", "meshnode.cli.netcheck:run_netcheck", _netcheck),
     "ip": Command("tailnet addresses of this node or a peer", "meshnode.cli.commands:run_ip", _ip),

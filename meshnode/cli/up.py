@@ -85,7 +85,12 @@ class Plan:
 def _plan(config: Config, doors: Sequence[Door]) -> Plan:
     """ConfigError names the door that cannot be."""
     plain = {entry.name: (*doors_of(entry.tunnel), *doors_out(entry.tunnel)) for entry in config.plain}
-    return Plan([*doors, *doors_of(config.tunnel)], doors_out(config.tunnel), plain)
+    shared = list(doors_out(config.tunnel))
+    if config.run.metrics:
+        from meshnode.local.metrics_door import metrics_door
+
+        shared.append(metrics_door(config.run.metrics))
+    return Plan([*doors, *doors_of(config.tunnel)], shared, plain)
 
 
 def raise_file_limit() -> None:

@@ -521,6 +521,7 @@ _CHECKS: Final[dict[str, Callable[[Any], tuple[str, Any]]]] = {
     "mtu": _check_mtu,
     "home_region": _check_region,
     "socks5": _check_door,
+    "metrics": _check_door,
     "tun": check_tun,
     "tcp_memory": check_tcp_memory,
     "advertise": check_advertise,

@@ -299,6 +299,9 @@ class Run:
     timeout: float = setting(60.0, "give up if not ready after this long; 0 waits for ever", unit="s", metavar="S")
     log: str = setting("text", "form of the log lines on stderr", choices=("text", "json"))
     log_level: str = setting("info", "least level written", choices=("debug", "info", "warning", "error", "off"))
+    metrics: str = setting(
+        "", "Prometheus metrics at /metrics and health at /healthz, over plain HTTP", metavar="HOST:PORT"
+    )
     loop: str = setting("asyncio", "event loop", choices=("asyncio", "uvloop"))
 
 

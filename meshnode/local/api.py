@@ -1,6 +1,6 @@
 """The answers of a running node on its unix socket.
 
-Paths: GET /status /whois?addr= /dns?name= ; POST /ping?ip=&kind=&size= /paths?mode= /netcheck /logout ;
+Paths: GET /status /metrics /whois?addr= /dns?name= ; POST /ping?ip=&kind=&size= /paths?mode= /netcheck /logout ;
 POST /dial?host=&port= upgrades to the raw bytes of a tunnel connection. Only the node's own user and root are served
 (0600 and SO_PEERCRED). At most CONNECTIONS_MAX callers at once; more wait in the listen backlog.
 """
@@ -65,6 +65,7 @@ class LocalApi:
             ("POST", "/logout"): self._logout,
             ("POST", "/paths"): self._paths,
             ("POST", "/netcheck"): self._netcheck,
+            ("GET", "/metrics"): self._metrics,
         }
 
     async def __aenter__(self) -> Self:
@@ -135,10 +136,11 @@ class LocalApi:
 
     async def _ping(self, question: Question) -> Any:
         target = _wanted(question, "ip")
-        kind, size = question.query.get("kind", "disco"), question.query.get("size", "56")
-        if kind not in ("disco", "icmp") or not size.isascii() or not size.isdigit() or int(size) > 65535:
+        kind, text = question.query.get("kind", "disco"), question.query.get("size", "")
+        if kind not in ("disco", "icmp") or not text.isascii() or not (text or "0").isdigit() or int(text or 0) > 65535:
             raise Malformed(400, "kind is disco or icmp, size 0 to 65535")
-        return (await self._node.ping(target, timeout=_seconds(question, 5.0), kind=kind, size=int(size))).to_json()
+        size = int(text) if text else None
+        return (await self._node.ping(target, timeout=_seconds(question, 5.0), kind=kind, size=size)).to_json()
 
     async def _paths(self, question: Question) -> Any:
         self._node.set_paths(_wanted(question, "mode"))
@@ -147,6 +149,9 @@ class LocalApi:
     async def _netcheck(self, question: Question) -> Any:
         await self._node.netcheck(timeout=_seconds(question, 15.0))
         return self._node.network().to_json()
+
+    async def _metrics(self, question: Question) -> Any:
+        return {"Text": self._node.metrics()}
 
     async def _logout(self, question: Question) -> Any:
         await self._node.logout()

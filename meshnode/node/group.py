@@ -179,13 +179,15 @@ class Group:
         network, inner = self.target(host)
         return await network.open_connection(inner, port, timeout=timeout)
 
-    async def ping(self, host: str, *, timeout: float = PING_TIMEOUT_S, kind: str = "disco", size: int = 56) -> Any:
+    async def ping(
+        self, host: str, *, timeout: float = PING_TIMEOUT_S, kind: str = "disco", size: int | None = None
+    ) -> Any:
         """A Pong of the tailnet, or an ICMP echo in a plain network."""
         network, inner = self.target(host)
         if network is self.node:
             return await self._tailnet().ping(inner, timeout=timeout, kind=kind, size=size)
         plain = next(n for n in self.plain.values() if n is network)
-        return EchoAnswer(plain.name, *await plain.ping(inner, timeout=timeout, size=size))
+        return EchoAnswer(plain.name, *await plain.ping(inner, timeout=timeout, size=56 if size is None else size))
 
     def resolve(self, host: str) -> tuple[IP, ...]:
         """Addresses of a name. NameNotFound."""
@@ -208,6 +210,15 @@ class Group:
     def network(self) -> NetView:
         """As Node.network."""
         return self._only_tailnet("netcheck").network()
+
+    def metrics(self) -> str:
+        """As Node.metrics; plain networks have no page of their own."""
+        return self._only_tailnet("metrics").metrics()
+
+    @property
+    def is_healthy(self) -> bool:
+        """As Node.is_healthy; without a tailnet there is nothing that could be ill."""
+        return self.node is None or self.node.is_healthy
 
     def set_paths(self, paths: str) -> None:
         """As Node.set_paths."""

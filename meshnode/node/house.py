@@ -313,8 +313,8 @@ class House:
         detail = f"; {state.reason}" if state.reason else ""
         return f"{state.phase.value} at {self.node.control_url}{detail}", state.error
 
-    async def ping(self, host: str, timeout_s: float) -> Pong:
-        """One DISCO ping to a peer, by name or address."""
+    async def ping(self, host: str, timeout_s: float, size: int = 0) -> Pong:
+        """One DISCO ping to a peer, by name or address. size: of the packet; 0: as small as it is."""
         node = self.node.names().node(host)
         netmap = self.netmap.value
         if node is None or netmap is None:
@@ -322,7 +322,7 @@ class House:
             raise NameNotFound(f"{host} is a name, but no node's; nothing to ping")
         if node.id == netmap.self_node.id:
             return Pong(node, node.ips[0], 0.0, None, is_self=True)
-        result = await self.discovery.ping(node.key, timeout_s)
+        result = await self.discovery.ping(node.key, timeout_s, size)
         region = netmap.relays.regions.get(result.region)
         code = region.code if region else str(result.region)
         return Pong(node, node.ips[0], result.latency_s, result.endpoint, result.region, code)

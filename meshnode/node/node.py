@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 _log = get_logger("node")
 READY_TIMEOUT_S: Final = 60.0
+PING_SIZE_MAX: Final = 1400
+"""Of a DISCO ping: what a tunnel packet of the largest MTU makes on the wire is less."""
 NETCHECK_TIMEOUT_S: Final = 15.0
 LOGOUT_S: Final = 3.0
 """What an ephemeral node spends on saying good-bye; then control's own timeout removes it."""
@@ -310,18 +312,21 @@ class Node(Network):
         return found
 
     async def ping(
-        self, host: str | IP, *, timeout: float = PING_TIMEOUT_S, kind: str = "disco", size: int = PING_BYTES
+        self, host: str | IP, *, timeout: float = PING_TIMEOUT_S, kind: str = "disco", size: int | None = None
     ) -> Pong:
         """Reach a peer. TimedOut if no pong comes within `timeout` seconds.
 
-        kind: "disco" by the path of the moment, without the tunnel; "icmp" an echo of `size` bytes inside it, which
-        the peer's rules must allow.
+        kind: "disco" by the path of the moment, without the tunnel; size: bytes of the IP packet, at most 1400, to
+        see whether the path carries it. "icmp" an echo of `size` bytes (56) inside the tunnel, which the peer's
+        rules must allow.
         """
         if kind == "disco":
-            return await self._running().ping(str(host), timeout)
+            if not 0 <= (size or 0) <= PING_SIZE_MAX:
+                raise ConfigError(f"ping: {size} is no size of a DISCO ping; use 0 to {PING_SIZE_MAX}")
+            return await self._running().ping(str(host), timeout, size or 0)
         if kind != "icmp":
             raise ConfigError(f"ping: {kind!r} is none of disco, icmp")
-        ip, seconds = await self._echo(str(host), timeout, size)
+        ip, seconds = await self._echo(str(host), timeout, PING_BYTES if size is None else size)
         owner = self.names().owner(ip)
         if owner is None:
             raise NameNotFound(f"{host} belongs to no node this one sees")
@@ -347,6 +352,22 @@ class Node(Network):
         from meshnode.node.netview import view_of
 
         return view_of(self._running())
+
+    def metrics(self) -> str:
+        """Everything countable at this moment, in Prometheus' text form; no I/O."""
+        from meshnode.node.metrics import render
+        from meshnode.node.view import status_of
+
+        house = self._running()
+        return render(status_of(house), house.reach.report, house.wiring.transitions)
+
+    @property
+    def is_healthy(self) -> bool:
+        """Running, with addresses of its own, and control content with it."""
+        try:
+            return self.status().backend_state == "Running"
+        except MeshError:
+            return False
 
     def events(self) -> Subscription:
         """What happens from now on; bounded, a slow reader is told what it missed."""

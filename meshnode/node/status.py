@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from meshnode.base.addr import IP, Endpoint
+from meshnode.core.path_values import CandidateStatus
 from meshnode.netmap.model import Netmap, Node, User
 
 ZERO_TIME: Final = "0001-01-01T00:00:00Z"
@@ -34,7 +35,20 @@ class PeerTraffic:
     endpoint: Endpoint | None = None
     """The path by UDP in use, direct or by a peer relay; None: by relay or not at all."""
     latency_s: float | None = None
-    candidates: tuple[str, ...] = ()
+    candidates: tuple[CandidateStatus, ...] = ()
+    clock_offset: float = 0.0
+    """Wall seconds minus loop seconds: what turns a candidate's times into dates."""
+    why: str = ""
+    """Why packets go the way they go: a sentence."""
+    is_relay_up: bool = False
+    hedges: tuple[str, ...] = ()
+    """Why packets are sent by relay too, while direct."""
+    by_path: Mapping[str, int] = field(default_factory=dict)
+    """Bytes of WireGuard datagrams: rx_direct, rx_relay, tx_direct, tx_relay."""
+    transitions: tuple[tuple[float, str, str], ...] = ()
+    """(wall seconds, state, reason) of the last ones, oldest first."""
+    pings_sent: int = 0
+    pongs_received: int = 0
     is_active: bool = False
 
 
@@ -137,9 +151,29 @@ class Status:
             "Since": rfc3339(traffic.since),
             "Reason": traffic.reason,
             "LatencyMs": round(traffic.latency_s * 1000, 3) if traffic.latency_s is not None else None,
-            "Candidates": list(traffic.candidates),
+            "Why": traffic.why,
+            "RelayUp": traffic.is_relay_up,
+            "Hedges": list(traffic.hedges),
+            "Candidates": [_candidate_json(c, traffic.clock_offset) for c in traffic.candidates],
+            "Bytes": dict(traffic.by_path),
+            "Pings": {"Sent": traffic.pings_sent, "Answered": traffic.pongs_received},
+            "Transitions": [
+                {"At": rfc3339(at), "State": state, "Reason": reason} for at, state, reason in traffic.transitions
+            ],
         }
         return record
+
+
+def _candidate_json(candidate: CandidateStatus, clock_offset: float) -> dict[str, Any]:
+    latency, pong = candidate.latency_s, candidate.pong_at
+    return {
+        "Addr": str(candidate.endpoint),
+        "Kind": candidate.kind.name.lower(),
+        "LatencyMs": round(latency * 1000, 3) if latency is not None else None,
+        "LastPong": rfc3339(pong + clock_offset if pong is not None else None),
+        "Loss": round(candidate.loss, 3),
+        "SetAside": candidate.is_bad,
+    }
 
 
 def _node_json(node: Node) -> dict[str, Any]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from meshnode.base.keys import NodePublic
+from meshnode.base.units import Seconds
 from meshnode.control.client import Phase
+from meshnode.core.explain import Ours, Theirs, explain
+from meshnode.core.report import nat_of
+from meshnode.netmap.model import Netmap, Node
 from meshnode.netmap.rules import describe
+from meshnode.netmap.tailcfg import EndpointKind
 from meshnode.node.status import ACTIVE_S, PeerTraffic, RelayHome, Status
 
 if TYPE_CHECKING:
@@ -25,6 +30,7 @@ BACKEND: Final = {
     Phase.FAILED: "Stopped",
 }
 """Our phases in the words that scripts know from tailscale."""
+WAYS: Final = ("rx_direct", "rx_relay", "tx_direct", "tx_relay")
 
 
 def status_of(house: House) -> Status:
@@ -43,7 +49,7 @@ def status_of(house: House) -> Status:
         netmap=netmap,
         home=RelayHome(house.home.region, region.code if region else "", house.home.settled.is_set()),
         endpoints=house.reach.endpoints,
-        traffic={p.id: _traffic(house, p.key, wall, now) for p in netmap.peers.values()} if netmap else {},
+        traffic=_all_traffic(house, netmap) if netmap else {},
         interface=house.interface.name if house.interface else "",
         health=netmap.health if netmap else (),
         filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
@@ -51,7 +57,13 @@ def status_of(house: House) -> Status:
     )
 
 
-def _traffic(house: House, key: NodePublic, wall: float, now: float) -> PeerTraffic:
+def _all_traffic(house: House, netmap: Netmap) -> dict[int, PeerTraffic]:
+    wall, now, ours = house.clock.wall(), house.clock.now(), _ours(house)
+    return {p.id: _traffic(house, p, ours, _theirs(netmap, p), wall, now) for p in netmap.peers.values()}
+
+
+def _traffic(house: House, peer: Node, ours: Ours, theirs: Theirs, wall: float, now: Seconds) -> PeerTraffic:
+    key = peer.key
     try:
         stats = house.engine.peer_stats(key)
     except KeyError:
@@ -73,5 +85,35 @@ def _traffic(house: House, key: NodePublic, wall: float, now: float) -> PeerTraf
         reason=found.reason,
         endpoint=found.endpoint,
         latency_s=found.latency_s,
-        candidates=tuple(str(c) for c in found.candidates),
+        candidates=found.candidates,
+        clock_offset=wall - now,
+        why=explain(found, ours, theirs, now),
+        is_relay_up=found.is_relay_up,
+        hedges=tuple(str(h) for h in found.hedges),
+        by_path={way: stats[f"{way}_bytes"] for way in WAYS},
+        transitions=tuple((wall - now + at, str(state), reason) for at, state, reason in found.transitions),
+        pings_sent=found.pings_sent,
+        pongs_received=found.pongs_received,
+    )
+
+
+def _ours(house: House) -> Ours:
+    """Our side of every path."""
+    reach = house.reach
+    families = {e.ip.version for e in reach.endpoints if not e.ip.is_loopback}
+    nat, _ = nat_of(reach.report, reach.book.of(EndpointKind.LOCAL))
+    return Ours(reach.report, nat, house.node.paths == "relay", 4 in families or not families, 6 in families)
+
+
+def _theirs(netmap: Netmap, peer: Node) -> Theirs:
+    """What a peer's Hostinfo says of its network; a control server may keep that to itself."""
+    told = peer.hostinfo.get("NetInfo")
+    info: Mapping[str, Any] = told if isinstance(told, Mapping) else {}
+    region = netmap.relays.regions.get(peer.home)
+    hard, udp = info.get("MappingVariesByDestIP"), info.get("WorkingUDP")
+    return Theirs(
+        hard if isinstance(hard, bool) else None,
+        udp if isinstance(udp, bool) else None,
+        peer.online,
+        region.code if region else "",
     )

@@ -7,6 +7,7 @@ this layer.
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 from meshnode.base.addr import Endpoint, RegionId
@@ -35,6 +36,8 @@ class Wiring:
         self._node = house.node
         self._broadcast = broadcast
         self._follower: Follower | None = None
+        self.transitions: Counter[str] = Counter()
+        """How often paths came into each state."""
         self._early: list[tuple[Netmap, Changes]] = []
         """Netmaps that came while relays and paths were being loaded."""
 
@@ -205,6 +208,8 @@ class Wiring:
         found = self._house.discovery.status(key)
         endpoint = found.endpoint if found is not None else None
         way = {"endpoint": str(endpoint)} if endpoint else {}
+        if new != old:
+            self.transitions[new] += 1
         _log.info("path", peer=peer.label or key.short, state=new, was=old, reason=reason, **way)
         self._broadcast.publish(PathChanged(peer, old, new, reason, endpoint))
 

@@ -238,12 +238,16 @@ class Discovery(Paths):
         nothing = (known.region, up, mode, (), (), 0, 0, ())
         return PathStatus(State.UNKNOWN, Seconds(known.since), "no traffic yet", None, None, None, *nothing)
 
-    async def ping(self, peer: NodePublic, timeout_s: float = 5.0) -> PingResult:
-        """One DISCO ping by the best way. TimedOut, or PeerOffline when there is no way at all."""
-        known = self._peers.get(peer)
-        return await self._pings.ask(known, self._ask_once, timeout_s)
+    async def ping(self, peer: NodePublic, timeout_s: float = 5.0, size: int = 0) -> PingResult:
+        """One DISCO ping by the best way. TimedOut, or PeerOffline when there is no way at all.
 
-    def _ask_once(self, known: Known, is_first: bool) -> bool:
+        size: bytes of the IP packet that carries it by UDP, as if by IPv4; 0: as small as it is.
+        """
+        known = self._peers.get(peer)
+        padding = wire.ping_padding(size, is_v6=False)
+        return await self._pings.ask(known, lambda k, is_first: self._ask_once(k, is_first, padding), timeout_s)
+
+    def _ask_once(self, known: Known, is_first: bool, padding: int) -> bool:
         """Send what one attempt sends; False if there is no way. The path is woken, so a direct one is sought."""
         path, now = self._path(known), self._clock.now()
         if is_first:
@@ -254,10 +258,10 @@ class Discovery(Paths):
             return False
         if direct is not None:
             txid = self._pings.begin(known, direct, RegionId(0))
-            self._send_to(direct, self._seal(box, wire.Ping(txid, self._node)))
+            self._send_to(direct, self._seal(box, wire.Ping(txid, self._node, padding)))
         if (direct is None or not is_first) and known.region:
             txid = self._pings.begin(known, None, known.region)
-            return self.send_relay(known.region, known.key, self._seal(box, wire.Ping(txid, self._node)))
+            return self.send_relay(known.region, known.key, self._seal(box, wire.Ping(txid, self._node, padding)))
         return direct is not None
 
     def counters(self) -> dict[str, int]:

@@ -41,8 +41,8 @@ class FakeNode:
             raise NameNotFound(f"no {name}; did you mean db?", ("db",))
         return (IPv4Address("100.64.0.2"),)
 
-    async def ping(self, host: str, *, timeout: float, kind: str, size: int) -> Any:
-        assert (kind, size) in (("disco", 56), ("icmp", 100))
+    async def ping(self, host: str, *, timeout: float, kind: str, size: int | None) -> Any:
+        assert (kind, size) in (("disco", None), ("icmp", 100))
         raise TimedOut(f"{host} after {timeout:g}")
 
     async def logout(self) -> None:
