@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
@@ -54,7 +55,7 @@ def metrics_door(address: str) -> Callable[[Any], contextlib.AbstractAsyncContex
             try:
                 server = await asyncio.start_server(on_connection, host, port, limit=READ_BYTES)
             except OSError as error:
-                reason = (error.strerror or str(error)).lower()
+                reason = os.strerror(error.errno).lower() if error.errno else str(error)
                 raise ListenError(f"metrics: cannot listen on {address}: {reason}; choose another --metrics") from None
             try:
                 yield

@@ -13,6 +13,7 @@ import asyncio
 import hashlib
 import ipaddress
 import json
+import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -326,8 +327,13 @@ def _is_address(name: str) -> bool:
 
 
 def _sentence(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return text[0][:300] if text else type(error).__name__
+    """The reason out of an error of the library, or of the HTTP library below it, whose texts are long."""
+    text = str(error)
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "its certificate is not trusted; if its authority is your own, name it with --ca-file"
+    if (reason := re.search(r"\[Errno -?\d+\] ([^\"')]+)", text)) is not None:
+        return reason.group(1).lower()
+    return (text.strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _need_library() -> None:

@@ -360,7 +360,9 @@ def listen_on(host: str, port: int) -> socket.socket:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise ListenError(f"relay: {host} port {port} cannot be listened on: {error.strerror}") from None
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        reason = (error.strerror or str(error)).lower()
+        raise ListenError(f"listen: {where} cannot be listened on: {reason}; choose another") from None
     return listening
 
 
