@@ -19,11 +19,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from interop.process import LabError as LabError
-from interop.process import Process
+from interop.process import Process as Process
 from interop.process import until as until
 
 PREFIX = "mnlab"
@@ -96,6 +96,13 @@ class Host:
         folder = Path("/etc/netns") / self.namespace
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "resolv.conf").write_text(f"nameserver {address}\noptions timeout:2 attempts:2\n")
+
+    def use_names(self, names: Mapping[str, Sequence[str]]) -> None:
+        """Give programs in this namespace their own /etc/hosts."""
+        folder = Path("/etc/netns") / self.namespace
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = [f"{address} {name}\n" for name, addresses in names.items() for address in addresses]
+        (folder / "hosts").write_text("127.0.0.1 localhost\n::1 localhost\n" + "".join(lines))
 
     def cut_udp(self) -> None:
         """Drop all UDP on the wire of this host, both ways (its tunnels' inside is not touched)."""

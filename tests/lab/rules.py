@@ -141,9 +141,11 @@ def count_udp(address: str, name: str = "count") -> str:
     return _forward(lines, name)
 
 
-def remap_udp(low: int, high: int) -> str:
-    """From now on UDP of new flows leaves from these ports: with forgotten flows, a rebinding."""
-    line = f'oifname "wan" meta l4proto udp masquerade to :{low}-{high}'
+def remap_udp(wan: str, seed: int) -> str:
+    """From now on UDP of new flows leaves from other ports, for all destinations the same: with forgotten flows, a
+    rebinding. Another seed, other ports."""
+    port = f"jhash ip saddr . udp sport mod 20000 seed {seed} offset 40000"
+    line = f'oifname "wan" meta l4proto udp snat ip to {wan} : {port}'
     return f"table ip remap {{\n{_chain('post', 'nat hook postrouting priority 99', line)}\n}}"
 
 

@@ -31,8 +31,6 @@ V6_FIREWALL = "\n".join(
     ]
 )
 """What a home router does with IPv6: as port-restricted, without translation."""
-_REBOUND = ((20000, 23999), (24000, 27999), (28000, 31999))
-"""Below where programs get their ports, so that none keeps its own."""
 
 
 @dataclass(frozen=True)
@@ -197,9 +195,8 @@ class Site:
         """Every mapping of UDP is forgotten, and those to come have other ports."""
         if self._rebindings:
             self.router.nft(rules.drop_table("remap", "ip"))
-        low, high = _REBOUND[self._rebindings % len(_REBOUND)]
         self._rebindings += 1
-        self.router.nft(rules.remap_udp(low, high))
+        self.router.nft(rules.remap_udp(self.wan, self._rebindings))
         forget_flows(self.router)
 
 
