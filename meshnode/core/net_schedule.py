@@ -33,6 +33,7 @@ class Cause(Enum):
     MAP = "relay map"
     PORTMAP = "port mapping"
     CALL = "call me maybe"
+    DOUBT = "direct path in doubt"
     PEERS = "first peer"
     PERIOD = "period"
     CONFIRM = "confirm"

@@ -66,6 +66,7 @@ class Reach:
         )
         house.engine.on_stun = self.netcheck.on_stun
         house.discovery.restun = lambda: self.netcheck.request(Cause.CALL)
+        house.discovery.restun_now = lambda: self.netcheck.request(Cause.DOUBT)
         self.netcheck.request(Cause.START)
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from meshnode.base.addr import IP, Endpoint, RegionId
 from meshnode.base.keys import DiscoPrivate, DiscoPublic, NodePublic
 from meshnode.core.bucket import Bucket
-from meshnode.core.path_values import SendPing
+from meshnode.core.path_values import SendPing, State
 from meshnode.run.clock import Clock
 from meshnode.underlay.own import OwnEndpoints
 from meshnode.underlay.peers import DiscoKeys, Known
@@ -53,6 +53,8 @@ class Speaker:
         """Whether a peer may be heard by that leg of a peer relay."""
         self.restun: Callable[[], Any] = ignore
         """Our endpoints are wanted fresh; for a STUN client."""
+        self.restun_now: Callable[[], Any] = ignore
+        """A direct path is in doubt: a NAT may have given us another address, however fresh what we know is."""
 
     @property
     def public(self) -> DiscoPublic:
@@ -127,7 +129,9 @@ class Speaker:
         box = self._keys.box(known.disco.raw) if known.disco is not None else None
         if box is None or known.path is None:
             return
-        if not self._own.is_fresh(self._clock.now()):
+        if known.path.state is State.DEGRADED:
+            self.restun_now()
+        elif not self._own.is_fresh(self._clock.now()):
             self.restun()
         own = self._own.to_announce(known.path.seen_as, self._clock.now())
         self.send_relay(known.region, known.key, self._seal(box, wire.CallMeMaybe(own)))

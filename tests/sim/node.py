@@ -101,6 +101,7 @@ class SimNode(SimEngine):
         self.discovery.set_path = self.set_path
         self.discovery.kick = self.kick
         self.discovery.restun = self.look_up
+        self.discovery.restun_now = self.look_up
         self.discovery.notify = self.note_state
 
     def restart(self) -> None:

@@ -171,6 +171,24 @@ def test_a_call_with_a_fresh_list_asks_nobody() -> None:
     run(scenario)
 
 
+def test_a_path_in_doubt_has_our_own_endpoints_looked_up_at_once() -> None:
+    async def scenario(rig: Rig) -> None:
+        asked: list[State] = []
+        rig.discovery.restun_now = lambda: asked.append(rig.state)
+        rig.discovery.set_endpoints([Endpoint.parse("192.0.2.1:1")])
+        rig.discovery.on_send(rig.key, False)
+        (ping,) = rig.said(wire.Ping)
+        rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Pong(ping.txid, Endpoint.parse("203.0.113.4:9"))))
+        assert not asked and rig.state is State.DIRECT
+        rig.discovery.roaming.on_everything()
+        async with asyncio.timeout(5):
+            while not asked:
+                await asyncio.sleep(0.01)
+        assert asked[0] is State.DEGRADED
+
+    run(scenario)
+
+
 def test_timers_run_by_themselves() -> None:
     async def scenario(rig: Rig) -> None:
         rig.discovery.on_send(rig.key, False)
