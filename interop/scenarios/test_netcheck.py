@@ -18,6 +18,8 @@ from interop.peers.derper import Derper
 from interop.peers.headscale import Headscale
 from interop.peers.meshnode import Meshnode
 from interop.peers.tailscaled import Tailscaled
+from tests.lab.rules import Nat
+from tests.lab.site import Site
 
 HERE, FAR = 900, 901
 MOVED_S = 30.0
@@ -103,6 +105,23 @@ def test_without_udp_it_is_measured_by_https_and_echo(two: Two) -> None:
         assert region["HTTPSMs"] is not None and region["ICMPMs"] is not None and region["V4Ms"] is None, region
     assert found["NATReason"] == "no STUN server answers by UDP" and found["DurationMs"] < 5500
     assert two.netcheck()["UDP"] is True
+
+
+@pytest.mark.parametrize(("nat", "word"), [(Nat.PORT_RESTRICTED, "easy"), (Nat.SYMMETRIC, "hard")])
+def test_behind_a_nat(two: Two, nat: Nat, word: str) -> None:
+    site = Site(two.bed.lab, f"nat-{word}", nat).build()
+    try:
+        node = Meshnode(
+            site.host(word), word, two.bed.headscale.url, key=two.bed.headscale.key(), socks5=False
+        ).start()  # fmt: skip
+        found = json.loads(node.cli("netcheck", "--json").stdout)
+        assert (found["NAT"], found["MappingVariesByDestIP"]) == (word, word == "hard")
+        outside = found["GlobalV4"]
+        assert outside.startswith(f"{site.wan}:") and len(found["GlobalV4Counters"]) == (2 if word == "hard" else 1)
+        assert outside in node.status()["Self"]["Addrs"]
+        assert node.stop() == 0
+    finally:
+        site.remove()
 
 
 def test_the_home_moves_when_its_relay_is_gone_and_control_hears_of_it(two: Two) -> None:
