@@ -181,7 +181,7 @@ class HomeChoice:
             if region in latencies and region in self._usable and not self.is_excluded(region, now)
         }
         if not best:
-            return self._nothing_answered(old, now)
+            return self._nothing_usable(bool(latencies), old, now)
         if self._is_reachable(self._wanted, latencies, began_at, now) and (is_told or old == self._wanted):
             return Choice(self._wanted, CONFIGURED)
         new = min(best, key=lambda region: (best[region], region != old, region))
@@ -209,11 +209,12 @@ class HomeChoice:
             return Choice(self.home, f"{both}; one more report must agree", again=True)
         return Choice(new, both, is_voluntary=True)
 
-    def _nothing_answered(self, old: RegionId, now: Seconds) -> Choice:
+    def _nothing_usable(self, some_answered: bool, old: RegionId, now: Seconds) -> Choice:
         self._wished = NO_REGION
+        what = "no region that answers lets us in" if some_answered else "no region answers"
         if old != NO_REGION and now - self._heard.get(old, -1e9) < HEARD_SILENT_S:
-            return Choice(old, f"no region answers, but {self._name(old)} was heard lately")
-        return Choice(NO_REGION, "no region answers")
+            return Choice(old, f"{what}, but {self._name(old)} was heard lately")
+        return Choice(NO_REGION, what)
 
     def _is_reachable(self, region: RegionId, latencies: dict[RegionId, float], began_at: float, now: Seconds) -> bool:
         if region == NO_REGION or region not in self._usable or self.is_excluded(region, now):

@@ -93,17 +93,19 @@ class Liveness:
             return Verdict.DEAD
         if now < self._due_at():
             return Verdict.WAIT
-        if self._is_waiting():
+        if self.is_waiting:
             self._misses += 1
             if self._misses >= PONG_MISSES:
                 return Verdict.DEAD
         return Verdict.PING
 
-    def _is_waiting(self) -> bool:
+    @property
+    def is_waiting(self) -> bool:
+        """A ping of ours is not answered yet."""
         return self._ping_at is not None and self._ping_at >= self.heard_at
 
     def _due_at(self) -> float:
-        if self._is_waiting():
+        if self.is_waiting:
             assert self._ping_at is not None
             if self._is_checked:
                 return self._ping_at + CHECK_WAITS_S[min(self._misses, 1)]

@@ -133,7 +133,7 @@ class Check:
             self.stage = Stage.DONE
             return []
         self.stage = Stage.OTHER
-        relaying = [r for r in self._plan.regions if any(not n.stun_only for n in r.nodes)]
+        relaying = [r for r in self._plan.regions if not r.avoid and any(not n.stun_only for n in r.nodes)]
         self._waiting = {(how, r.id) for r in relaying for how in ("https", "icmp")}
         if not self._waiting:
             self.stage = Stage.DONE

@@ -53,7 +53,10 @@ def status_of(house: House) -> Status:
         interface=house.interface.name if house.interface else "",
         health=netmap.health if netmap else (),
         filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
-        counters=house.engine.stats() | house.discovery.counters() | {"engine_lost": house.engine.lost_count},
+        counters=house.engine.stats()
+        | house.discovery.counters()
+        | house.reach.netcheck.counts
+        | {"engine_lost": house.engine.lost_count},
     )
 
 

@@ -316,8 +316,8 @@ class Link(asyncio.Protocol):
         self.put_urgent(derp.emit_frame(derp.PING, self._clock.entropy(derp.PING_LEN)))
 
     def ask(self) -> None:
-        """Ask now, whatever the pulse had in mind."""
-        if self._phase is Phase.OPEN:
+        """Ask now, unless an answer is waited for: asking again would put off the verdict."""
+        if self._phase is Phase.OPEN and not self._pulse.is_waiting:
             self.ping()
             self._arm_pulse()
 

@@ -131,6 +131,8 @@ class Netcheck:
         ended_at = self._clock.now()
         report = self._last = check.report(ended_at, os_has_ipv6=bool(self._ports()[1]))
         self._schedule.end(report, ended_at)
+        about = {"udp": report.udp, "regions": len(report.regions), "seconds": round(report.duration_s, 3)}
+        _log.debug("network looked at", why=cause.value, full=is_full, **about)
         self._on_report(report, check.began_at, cause)
         for answer in asked:
             if not answer.done():

@@ -573,6 +573,29 @@ def test_a_silent_relay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario)
 
 
+def test_a_silent_relay_is_noticed_however_often_somebody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each netcheck asks the home for a sign of life; that must not put off the verdict."""
+    for name in ("ACTIVE_S", "IDLE_S", "PONG_MIN_S"):
+        monkeypatch.setattr(f"meshnode.core.liveness.{name}", 0.2)
+
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        wire = await Wire.start(server.port)
+        client = await bed.client(with_node(server.region("127.0.0.1"), port=wire.port), plain=True)
+        wire.is_frozen = True
+
+        def is_noticed() -> bool:
+            client.pool.ask(REGION)
+            return "silent" in client.pool.status()[0].error or wire.accepts > 1
+
+        await until(is_noticed)
+        wire.is_frozen = False
+        await until(lambda: client.state() is RelayState.CONNECTED)
+        await wire.aclose()
+
+    run(scenario)
+
+
 def test_something_else_on_the_port_is_no_relay() -> None:
     async def scenario(bed: Bed) -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -190,6 +190,14 @@ def test_a_region_that_takes_no_login_is_out_for_longer_each_time() -> None:
     assert not bench.choice.is_excluded(R1, Seconds(bench.now))
 
 
+def test_when_nobody_lets_us_in_the_reason_says_so() -> None:
+    bench = Bench(1)
+    for _ in range(2):
+        bench.choice.note_failure(R1, Seconds(bench.now))
+    choice = bench.report(r1=30)
+    assert (choice.region, choice.reason) == (0, "no region that answers lets us in")
+
+
 def test_the_order_of_what_to_try() -> None:
     bench = Bench(1, 2, 3, 4, remembered=3)
     now = Seconds(bench.now)
