@@ -318,6 +318,8 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
         return Py_BuildValue("(iKi)", kind, value, (int)ev->err);
     case MN_EV_RELAY_SEND:
         return Py_BuildValue("(iy#iy#)", kind, key, key_len, (int)ev->region, data, len);
+    case MN_EV_DISCO_KEY:
+        return Py_BuildValue("(iy#y#)", kind, key, key_len, data, len);
     case MN_EV_DISCO:
     case MN_EV_STUN:
         return Py_BuildValue("(iy#iy#)", kind, from.p, from.len, (int)ev->remote.port, data, len);
@@ -623,6 +625,7 @@ static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kin
     }
 COMMAND(remove_peer, MN_CMD_REMOVE_PEER, "k")
 COMMAND(kick, MN_CMD_KICK, "k")
+COMMAND(tell_disco_key, MN_CMD_DISCO_KEY, "ik")
 COMMAND(set_path, MN_CMD_SET_PATH, "kIpvgmno")
 COMMAND(inject, MN_CMD_INJECT, "gkb")
 COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
@@ -869,6 +872,7 @@ static PyMethodDef engine_methods[] = {
     {"rebind", engine_rebind, METH_VARARGS, "New UDP sockets after a change of the network."},
     {"set_offloads", engine_set_offloads, METH_VARARGS, "Whether the kernel may segment and coalesce."},
     {"kick", engine_kick, METH_VARARGS, "Request a handshake."},
+    {"tell_disco_key", engine_tell_disco_key, METH_VARARGS, "Say inside the tunnel what our DISCO key is."},
     {"connect", engine_connect, METH_VARARGS, "Open a TCP connection."},
     {"abort", engine_abort, METH_VARARGS, "Give up a pending connect."},
     {"listen", engine_listen, METH_VARARGS, "Take TCP connections."},
@@ -935,6 +939,7 @@ static const struct {
     {"EV_LISTENING", MN_EV_LISTENING},
     {"EV_RELAY_SEND", MN_EV_RELAY_SEND},
     {"EV_DISCO", MN_EV_DISCO},
+    {"EV_DISCO_KEY", MN_EV_DISCO_KEY},
     {"EV_STUN", MN_EV_STUN},
     {"EV_PEER_SEND", MN_EV_PEER_SEND},
     {"EV_PEER_RECV", MN_EV_PEER_RECV},

@@ -154,6 +154,8 @@ class PeerPath(PathBody):
     def on_disco_key(self, now: Seconds) -> list[Effect]:
         """The peer restarted: it has another disco key, and pings in flight mean nothing."""
         self.probes.clear()
+        for candidate in self.candidates.values():
+            candidate.ping_at = -1e9  # those were sealed to the old key: it may be asked again at once
         return self._once(now, Event.DISCO_KEY)
 
     # --- relays ---

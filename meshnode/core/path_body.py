@@ -51,6 +51,7 @@ RETRY_GAPS_S: Final = (5.0, 10.0, 25.0)
 """Between full rounds in RelayOnly; the last is the tuning's reprobe."""
 QUARANTINE_S: Final = 60.0
 QUARANTINE_MAX_S: Final = 600.0
+WANTED_S: Final = 10.0
 SESSION_S: Final = 180.0
 """Silence after which no WireGuard session can be alive."""
 PROBED_AT_ONCE: Final = 16
@@ -153,6 +154,10 @@ class PathBody:
     def is_live(self) -> bool:
         """Whether there was traffic lately."""
         return self.now < self.live_until
+
+    def is_wanted(self, now: Seconds) -> bool:
+        """Whether there was data for the peer, or of it, in the last seconds."""
+        return now - max(self.sent_at, self.heard_direct_at, self.heard_relay_at) < WANTED_S
 
     def ping(self, candidate: Candidate, purpose: Purpose, wire: int = 0) -> bool:
         """Send one, if the limits allow; what they suppress is tried again at the next timer."""

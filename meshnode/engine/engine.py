@@ -22,7 +22,7 @@ from typing import Any
 
 from meshnode.base.addr import IP, Endpoint, Prefix, from_packed
 from meshnode.base.errors import AccessDenied, DialError, ListenError, PeerOffline, Refused, TimedOut
-from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.base.keys import DiscoPublic, NodePrivate, NodePublic
 from meshnode.engine import _native
 from meshnode.engine._native import (
     GSO_AUTO,
@@ -123,6 +123,8 @@ class Engine:
         """(to, errno). ECONNREFUSED: an ICMP error, a hint that anybody may forge."""
         self.on_handshake: Callable[[NodePublic, bool], None] | None = None
         """(peer, session is up)"""
+        self.on_disco_key: Callable[[NodePublic, DiscoPublic], None] | None = None
+        """(peer, its DISCO key, as it says inside the tunnel)"""
         self.on_tun_lost: Callable[[int], None] | None = None
         """(errno): somebody removed the kernel interface; the engine goes on without."""
         self.on_keys: Callable[[NodePublic, int], None] | None = None
@@ -138,6 +140,7 @@ class Engine:
             _native.EV_LISTENING: self._on_listening,
             _native.EV_RELAY_SEND: self._on_relay_send,
             _native.EV_DISCO: self._on_disco,
+            _native.EV_DISCO_KEY: self._on_disco_key,
             _native.EV_STUN: self._on_stun,
             _native.EV_PEER_SEND: self._on_peer_send,
             _native.EV_PEER_RECV: self._on_peer_recv,
@@ -309,6 +312,10 @@ class Engine:
     def kick(self, key: NodePublic) -> None:
         """Request a WireGuard handshake with this peer now."""
         self._native.kick(key.raw)
+
+    def tell_disco_key(self, ip: IP, key: DiscoPublic) -> None:
+        """Say inside the tunnel, to the peer at this tailnet address, what our DISCO key is: proven by WireGuard."""
+        self._native.tell_disco_key(ip.packed, key.raw)
 
     def rebind(self) -> None:
         """New UDP sockets after a change of the network; sessions and connections live on.
@@ -584,6 +591,10 @@ class Engine:
     def _on_disco(self, ip: bytes, port: int, data: bytes) -> None:
         if self.on_disco is not None:
             self.on_disco(from_packed(ip), port, data)
+
+    def _on_disco_key(self, peer: bytes, key: bytes) -> None:
+        if self.on_disco_key is not None:
+            self.on_disco_key(self._key(peer), DiscoPublic(key))
 
     def _on_stun(self, ip: bytes, port: int, data: bytes) -> None:
         if self.on_stun is not None:

@@ -58,6 +58,8 @@ class Wiring:
         discovery.send_relay = pool.send
         discovery.set_path = engine.set_path
         discovery.kick = engine.kick
+        discovery.tell_key = self._tell_disco_key
+        engine.on_disco_key = discovery.on_disco_key
         discovery.notify = self._on_path
         self._mute_udp(self._node.paths == "relay")
         pool.on_packet = self._on_relay_packet
@@ -212,6 +214,11 @@ class Wiring:
             self.transitions[new] += 1
         _log.info("path", peer=peer.label or key.short, state=new, was=old, reason=reason, **way)
         self._broadcast.publish(PathChanged(peer, old, new, reason, endpoint))
+
+    def _tell_disco_key(self, key: NodePublic) -> None:
+        peer = self._peer_by_key(key)
+        if peer is not None and peer.ips:
+            self._house.engine.tell_disco_key(peer.ips[0], self._house.discovery.public)
 
     def _peer_by_key(self, key: NodePublic) -> NetmapNode | None:
         netmap = self._house.netmap.value

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 from meshnode.base.addr import IP, Endpoint, RegionId
-from meshnode.base.keys import DiscoPrivate, NodePublic
+from meshnode.base.keys import DiscoPrivate, DiscoPublic, NodePublic
 from meshnode.base.units import Seconds
 from meshnode.core.path import PeerPath
 from meshnode.core.path_values import Mode, PathStatus, State, Tuning, What
@@ -59,9 +59,8 @@ class Discovery(Paths):
         known = self._peers.get(peer.key)
         if known is None:
             known = self._peers[peer.key] = Known(peer.key, now)
-        is_restarted = known.disco is not None and peer.disco != known.disco
-        if peer.disco != known.disco:
-            self._keys.assign(known, peer.disco, now)
+        is_news, known.announced = peer.disco != known.announced, peer.disco
+        is_restarted = is_news and self._take_key(known, peer.disco)
         has_moved, known.home = peer.home != known.home, peer.home
         has_new, known.endpoints = peer.endpoints != known.endpoints, peer.endpoints
         if peer.wireguard_only:
@@ -79,8 +78,26 @@ class Discovery(Paths):
         if has_new:
             self._perform(known, path.on_endpoints(known.endpoints, now))
         if is_restarted:
-            self._meetings.forget(known)
             self._perform(known, path.on_disco_key(now))
+
+    def _take_key(self, known: Known, disco: DiscoPublic | None) -> bool:
+        """The peer's key is this; True if it had another, and so has restarted."""
+        had = known.disco
+        if disco == had:
+            return False
+        self._keys.assign(known, disco, self._clock.now())
+        known.is_told = False
+        self._meetings.forget(known)
+        return had is not None
+
+    def on_disco_key(self, peer: NodePublic, disco: DiscoPublic) -> None:
+        """A peer says inside the tunnel, where nobody else can, what its key is: before control does, perhaps."""
+        now, known = self._clock.now(), self._peers.get(peer)
+        if known is None or disco.is_zero or not known.calls.take(now):
+            return
+        self._counters["disco_keys_confirmed" if disco == known.disco else "disco_keys_told"] += 1
+        if self._take_key(known, disco) and known.path is not None:
+            self._perform(known, known.path.on_disco_key(now))
 
     def on_netmap_removed(self, key: NodePublic) -> None:
         """Forget a peer (removed, expired, or its node key changed)."""
@@ -138,8 +155,18 @@ class Discovery(Paths):
     def on_handshake(self, peer: NodePublic, ok: bool) -> None:
         """WireGuard has a session, or gave up asking for one: on a path that answers pings, that is a stall."""
         known = self._peers.get(peer)
-        if known is not None and known.path is not None and not ok and known.path.is_relay_up:
+        if known is None or known.path is None:
+            return
+        if ok:
+            self._tell_key(known, known.path)
+        elif known.path.is_relay_up:
             self._perform(known, known.path.on_wireguard_stall(self._clock.now()))
+
+    def _tell_key(self, known: Known, path: PeerPath) -> None:
+        """Once per peer, and only beside its data: it must not keep idle peers awake (#20081)."""
+        if not known.is_told and path.is_wanted(self._clock.now()):
+            known.is_told = True
+            self.tell_key(known.key)
 
     def on_disco(self, ip: IP, port: int, data: bytes) -> None:
         """A DISCO packet arrived by UDP, from the peer itself or by a peer relay."""

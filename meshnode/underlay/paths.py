@@ -60,6 +60,8 @@ class Paths(Speaker):
         """Engine.set_path: (peer, direct, region, mode, limit, others)"""
         self.kick: Callable[[NodePublic], Any] = ignore
         """Engine.kick"""
+        self.tell_key: Callable[[NodePublic], Any] = ignore
+        """Say our key to this peer inside the tunnel."""
         self.notify: Callable[[NodePublic, str, str, str], Any] = ignore
         """(peer, old state, new state, reason); equal states: another direct endpoint."""
 

@@ -28,11 +28,18 @@ CALLS_BURST: Final = 5.0
 class Known:
     """A peer as the underlay knows it. `path` is made when something first happens."""
 
-    __slots__ = ("armed_at", "calls", "disco", "endpoints", "home", "key", "path", "pongs", "route", "since")
+    __slots__ = (
+        "announced", "armed_at", "calls", "disco", "endpoints", "home", "is_told", "key", "path", "pongs", "route",
+        "since",
+    )  # fmt: skip
 
     def __init__(self, key: NodePublic, now: float) -> None:
         self.key = key
         self.disco: DiscoPublic | None = None
+        self.announced: DiscoPublic | None = None
+        """The key as control said it last; it may lag behind what the peer itself says."""
+        self.is_told = False
+        """It has heard our key inside the tunnel."""
         self.endpoints: tuple[Endpoint, ...] = ()
         self.home = RegionId(0)
         self.route = RegionId(0)

@@ -41,6 +41,7 @@ enum mn_event_kind {
     MN_EV_LINK_FRAME,
     MN_EV_LINK_PULSE,
     MN_EV_LINK_ENDED,
+    MN_EV_DISCO_KEY,
 };
 
 enum mn_keys_notice { MN_KEYS_GONE = 1, MN_KEYS_CLOCK_BEHIND = 2 };

@@ -286,6 +286,8 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
     case MN_CMD_SEND_RAW:
         mn_sock_put(&e->socks, &cmd->ep, &any, cmd->blob, cmd->len);
         return 0;
+    case MN_CMD_DISCO_KEY:
+        return mn_disco_key_send(e->stack, &cmd->ep.ip, cmd->key, e->now_ns);
     case MN_CMD_CONNECT:
         mn_bridge_connect(e, cmd->req, &cmd->ep);
         return 0;

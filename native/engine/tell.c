@@ -37,6 +37,13 @@ void mn_tell_keys(struct mn_engine *e, const struct mn_peer *p, enum mn_keys_not
     (void)mn_events_post_hint(&e->events, &ev);
 }
 
+void mn_tell_disco_key(struct mn_engine *e, const struct mn_peer *p, const uint8_t key[32])
+{
+    struct mn_event ev = {.kind = MN_EV_DISCO_KEY};
+    memcpy(ev.key, p->key, sizeof ev.key);
+    mn_events_post_data(&e->events, MN_LANE_DATAGRAM, &ev, key, 32);
+}
+
 void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted)
 {
     bool is_news = p->send_told_at == 0 || wanted != p->was_wanted;

@@ -17,6 +17,8 @@ void mn_tell_datagram(struct mn_engine *e, enum mn_event_kind kind, const struct
 void mn_tell_handshake(struct mn_engine *e, const struct mn_peer *p, bool ok);
 /* What the device says of a peer's keys and is worth a line in the log. */
 void mn_tell_keys(struct mn_engine *e, const struct mn_peer *p, enum mn_keys_notice what);
+/* What the peer says inside the tunnel its DISCO key is. */
+void mn_tell_disco_key(struct mn_engine *e, const struct mn_peer *p, const uint8_t key[32]);
 /* At most one per peer per 100 ms, at once after a pause or when the answer to "is there a path" changed. */
 void mn_tell_peer_send(struct mn_engine *e, struct mn_peer *p, bool wanted);
 /* At most one per peer, path and kind per 100 ms, at once when one of them is new. */

@@ -338,8 +338,17 @@ void mn_tunnel_commit(void *ctx, size_t len)
         send_deferred(e);
 }
 
+static void on_disco_key(void *ctx, uint32_t peer, const uint8_t key[32])
+{
+    struct mn_engine *e = ctx;
+    struct mn_peer *p = peer_of(e, peer);
+    if (p != NULL)
+        mn_tell_disco_key(e, p, key);
+}
+
 void mn_tunnel_set_stack_ops(struct mn_stack_ops *ops)
 {
+    ops->disco_key = on_disco_key;
     ops->random = mn_random;
     ops->route = on_route;
     ops->path_mtu = mn_tunnel_mtu;

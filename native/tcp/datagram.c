@@ -42,10 +42,12 @@ enum {
     TSMP_REJECT = '!',
     TSMP_PING = 'p',
     TSMP_PONG = 'o',
+    TSMP_DISCO_KEY = 'a',
     TSMP_BY_ACL = 'A',
     TSMP_REJECT_SIZE = 7,
     TSMP_PING_SIZE = 9,
     TSMP_PONG_SIZE = 11,
+    TSMP_DISCO_KEY_SIZE = 33,
 };
 
 /* Tell a peer that its SYN met the rules: IPv4 only, as the peers that understand it do. */
@@ -95,6 +97,11 @@ void mn_stack_input_tsmp(struct mn_stack *s, uint32_t peer, const struct mn_pack
         answer_tsmp_ping(s, peer, p);
         return;
     }
+    if (p->l4_len >= TSMP_DISCO_KEY_SIZE && p->l4[0] == TSMP_DISCO_KEY) {
+        if (s->ops.disco_key != NULL && peer != MN_PEER_SELF)
+            s->ops.disco_key(s->ops.ctx, peer, p->l4 + 1);
+        return;
+    }
     if (p->l4_len < TSMP_REJECT_SIZE || p->l4[0] != TSMP_REJECT || p->l4[1] != MN_PROTO_TCP)
         return;
     struct mn_tuple t = {p->dst, p->src, mn_load16(p->l4 + 3), mn_load16(p->l4 + 5)};
@@ -104,6 +111,25 @@ void mn_stack_input_tsmp(struct mn_stack *s, uint32_t peer, const struct mn_pack
     struct mn_conn *c = (struct mn_conn *)n;
     if (c->state == MN_SYN_SENT)
         mn_conn_end(s, c, EACCES);
+}
+
+int mn_disco_key_send(struct mn_stack *s, const struct mn_ip *dst, const uint8_t key[32], uint64_t now_ns)
+{
+    struct mn_ip src;
+    int err = 0;
+    if (!mn_stack_choose_source(s, dst, &src))
+        return -EADDRNOTAVAIL;
+    mn_turn_enter(s, now_ns);
+    uint8_t *out = mn_stack_begin(s, dst, MN_IP6_HEADER + TSMP_DISCO_KEY_SIZE, &err);
+    if (out != NULL) {
+        size_t n = mn_packet_write_header(out, &src, dst, MN_PROTO_TSMP, TSMP_DISCO_KEY_SIZE);
+        out[n] = TSMP_DISCO_KEY;
+        memcpy(out + n + 1, key, 32);
+        mn_stack_commit(s, n + TSMP_DISCO_KEY_SIZE);
+        s->stats.tsmp_sent++;
+    }
+    mn_turn_leave(s);
+    return out != NULL ? 0 : -err;
 }
 
 /* ---- ICMP in ---- */

@@ -65,6 +65,8 @@ struct mn_stack_ops {
     void (*udp_error)(void *ctx, uint32_t udp, const struct mn_ep *to, int err); /* ICMP said so; may be NULL */
     void (*ping_reply)(void *ctx, uint16_t id, uint16_t seq, const struct mn_ip *from, const uint8_t *payload,
                        size_t len);
+    /* The peer's DISCO key, as it says inside the tunnel; for whoever seals DISCO. May be NULL. */
+    void (*disco_key)(void *ctx, uint32_t peer, const uint8_t key[32]);
     /* A packet that the rules let in and that nobody here owns, while mn_stack_share_addresses says that a kernel has
      * our addresses too. It lives as long as the input it came by. May be NULL if nothing is ever shared. */
     void (*to_kernel)(void *ctx, const struct mn_packet *p);
@@ -178,6 +180,9 @@ void mn_udp_close(struct mn_stack *s, uint32_t udp);
 /* ICMP echo request; the answer comes by ping_reply with the same id and seq. */
 int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint16_t seq, const uint8_t *payload,
                  size_t len, uint64_t now_ns);
+
+/* Tell the peer at `dst` our DISCO key, inside the tunnel: what comes from there is ours for certain. */
+int mn_disco_key_send(struct mn_stack *s, const struct mn_ip *dst, const uint8_t key[32], uint64_t now_ns);
 
 /* Every number of the stack that only grows, and the few that say how much there is now. */
 #define MN_STACK_COUNTERS(X)                                                                                           \

@@ -43,6 +43,8 @@ struct rig {
     bool close_on_data, abort_on_accept, is_full; /* is_full: the application accepts no more */
     struct mn_segment seen;                       /* the last segment read back */
     struct mn_packet seen_packet;
+    uint8_t disco_key[32];
+    unsigned disco_keys;
     uint8_t sent[RIG_MTU];
 };
 
@@ -179,6 +181,14 @@ static void rig_to_kernel(void *ctx, const struct mn_packet *p)
     CHECK(p->ip == r->sent); /* as it came, not a copy */
 }
 
+static void rig_disco_key(void *ctx, uint32_t peer, const uint8_t key[32])
+{
+    struct rig *r = ctx;
+    CHECK_INT(peer, RIG_PEER);
+    memcpy(r->disco_key, key, sizeof r->disco_key);
+    r->disco_keys++;
+}
+
 static void rig_ping_reply(void *ctx, uint16_t id, uint16_t seq, const struct mn_ip *from, const uint8_t *payload,
                            size_t len)
 {
@@ -297,6 +307,7 @@ static inline void rig_start_with(struct rig *r, const struct mn_stack_config *c
         .udp_deliver = rig_udp_deliver,
         .udp_error = rig_udp_error,
         .ping_reply = rig_ping_reply,
+        .disco_key = rig_disco_key,
         .to_kernel = rig_to_kernel,
     };
     struct mn_stack_config filled = cfg != NULL ? *cfg : (struct mn_stack_config){0};

@@ -248,6 +248,34 @@ static void test_tsmp_ping(void)
     rig_stop(&r);
 }
 
+/* A peer says what its DISCO key is, whatever the rules; and we to it. */
+static void test_tsmp_disco_key(void)
+{
+    struct rig r;
+    uint8_t pkt[128], key[32];
+    memset(key, 0x5a, sizeof key);
+    for (int v6 = 0; v6 < 2; v6++) {
+        rig_start(&r);
+        rig_deny_all(&r);
+        struct mn_ip *peer = v6 != 0 ? &r.peer6 : &r.peer4, *own = v6 != 0 ? &r.own6 : &r.own4;
+        for (size_t size = 32; size <= 34; size++) { /* too short, right, with more behind it */
+            size_t n = mn_packet_write_header(pkt, peer, own, MN_PROTO_TSMP, size);
+            pkt[n] = 'a';
+            memcpy(pkt + n + 1, key, 32);
+            rig_ip_in(&r, pkt, n + size);
+        }
+        rig_none(&r);
+        CHECK_INT(r.disco_keys, 2);
+        CHECK(memcmp(r.disco_key, key, 32) == 0);
+        CHECK_INT(mn_disco_key_send(r.s, peer, key, r.now), 0);
+        CHECK(rig_take(&r));
+        CHECK_INT(r.seen_packet.proto, MN_PROTO_TSMP);
+        CHECK_INT(r.seen_packet.l4_len, 33);
+        CHECK(r.seen_packet.l4[0] == 'a' && memcmp(r.seen_packet.l4 + 1, key, 32) == 0);
+        rig_stop(&r);
+    }
+}
+
 /* Cut the packet into two pieces of IPv4 and put them in, the second first if told. */
 static void in_pieces(struct rig *r, const uint8_t *pkt, size_t n, size_t cut, bool is_reversed)
 {
@@ -310,6 +338,7 @@ int main(void)
     RUN(test_bad_addresses_are_dropped);
     RUN(test_damaged_icmp);
     RUN(test_tsmp_ping);
+    RUN(test_tsmp_disco_key);
     RUN(test_fragments);
     return 0;
 }

@@ -10,7 +10,7 @@ import pytest
 
 from meshnode.base.addr import IP, Endpoint, RegionId, parse_ip
 from meshnode.base.errors import PeerOffline, TimedOut
-from meshnode.base.keys import DiscoPrivate, NodePrivate, NodePublic
+from meshnode.base.keys import DiscoPrivate, DiscoPublic, NodePrivate, NodePublic
 from meshnode.core.path_values import Mode, State
 from meshnode.netmap.model import Node
 from meshnode.run.clock import Clock
@@ -304,5 +304,75 @@ def test_ping_says_why_not() -> None:
         rig.discovery.on_netmap_peer(node(offline, None))
         with pytest.raises(PeerOffline, match="not been online"):
             await rig.discovery.ping(offline, 0.05)
+
+    run(scenario)
+
+
+# --- keys that peers say inside the tunnel ---
+
+
+def test_a_key_told_inside_the_tunnel_counts_before_control_brings_it() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_send(rig.key, False)
+        fresh = DiscoPrivate.generate(CLOCK.entropy)
+        rig.discovery.on_disco_key(rig.key, fresh.public())
+        assert rig.kicks == [rig.key]
+        pings = [m for _, _, d in rig.udp if isinstance(m := rig.open(d, fresh), wire.Ping)]
+        assert pings, "asked for under its new key"
+        for private in (rig.private, fresh):  # on its way under the old one: still understood
+            rig.udp.clear()
+            rig.discovery.on_disco(HERE.ip, HERE.port, rig.seal(wire.Ping(TXID, rig.key), private))
+            assert any(isinstance(rig.open(d, private), wire.Pong) for _, _, d in rig.udp)
+        rig.discovery.on_disco_key(rig.key, fresh.public())
+        assert len(rig.kicks) == 1, "no news"
+
+    run(scenario)
+
+
+def test_a_netmap_that_lags_does_not_undo_it_and_one_that_follows_does() -> None:
+    def scenario(rig: Rig) -> None:
+        fresh, later = DiscoPrivate.generate(CLOCK.entropy), DiscoPrivate.generate(CLOCK.entropy)
+        rig.discovery.on_disco_key(rig.key, fresh.public())
+        known = rig.discovery._peers[rig.key]
+        elsewhere = Endpoint.parse("192.0.2.51:4000")
+        rig.discovery.on_netmap_peer(node(rig.key, rig.private, HERE, elsewhere))
+        assert known.disco == fresh.public(), "control said the same as before"
+        rig.discovery.on_netmap_peer(node(rig.key, fresh, HERE))
+        assert known.disco == fresh.public()
+        rig.discovery.on_netmap_peer(node(rig.key, later, HERE))
+        assert known.disco == later.public()
+
+    run(scenario)
+
+
+def test_keys_of_strangers_zero_and_a_flood_are_nothing() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_disco_key(US, DiscoPrivate.generate(CLOCK.entropy).public())
+        rig.discovery.on_disco_key(rig.key, DiscoPublic.zero())
+        known = rig.discovery._peers[rig.key]
+        assert known.disco == rig.private.public()
+        for _ in range(50):
+            rig.discovery.on_disco_key(rig.key, DiscoPrivate.generate(CLOCK.entropy).public())
+        assert rig.discovery.counters()["disco_keys_told"] <= 6
+
+    run(scenario)
+
+
+def test_our_key_is_told_once_and_only_beside_data() -> None:
+    def scenario(rig: Rig) -> None:
+        told: list[NodePublic] = []
+        rig.discovery.tell_key = told.append
+        rig.discovery.on_handshake(rig.key, True)
+        assert told == [], "a session nobody uses"
+        rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.CallMeMaybe((HERE,))))
+        rig.discovery.on_handshake(rig.key, True)
+        assert told == [], "a call alone is no data (#20081)"
+        rig.discovery.on_send(rig.key, False)
+        for _ in range(3):
+            rig.discovery.on_handshake(rig.key, True)
+        assert told == [rig.key]
+        rig.discovery.on_disco_key(rig.key, DiscoPrivate.generate(CLOCK.entropy).public())
+        rig.discovery.on_handshake(rig.key, True)
+        assert told == [rig.key] * 2, "it restarted, and may have forgotten"
 
     run(scenario)
