@@ -23,7 +23,8 @@ from meshnode.cli.up import Signals, load_config, raise_file_limit
 from meshnode.config.model import Config
 from meshnode.run.log import configure, get_logger
 
-DRAIN_S: Final = 10.0
+DRAIN_S: Final = 3.0
+"""Whoever is cut off first waits this long and the start of the next relay for its place: short, then."""
 _log = get_logger("derp")
 
 
