@@ -5,8 +5,8 @@
 `meshnode derp --self-signed --open` in a process, our own clients (meshnode.relay.pool, TLS 1.3, each with a key of its
 own) in this one. 20 pairs of them send a numbered packet every 50 ms all along. The relay is ended by SIGTERM, which
 tells clients when to come back, or by SIGKILL, and started again at once on the same port. Figures: seconds from the
-end to the last login, logins in the busiest second and in the busiest 100 ms, packets delivered twice (none is right) and
-packets lost. Both ends share the cores, and this one's TLS is Python's: the time is an upper bound.
+end to the last login, logins in the busiest second and in the busiest 100 ms, packets delivered twice (none is
+right), and packets lost. Both ends share the cores, and this one's TLS is Python's: the time is an upper bound.
 """
 
 from __future__ import annotations
