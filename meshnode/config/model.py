@@ -12,6 +12,7 @@ from typing import Any, Final
 
 DEFAULT_CONTROL_URL: Final = "https://controlplane.tailscale.com"
 DEFAULT_MTU: Final = 1280
+PATHS: Final = ("auto", "relay", "direct")
 TCP_ECN: Final = ("accept", "ask", "off")
 PORTMAP: Final = ("auto", "on", "off", "pmp", "pcp", "upnp")
 MEMORY: Final = "mem:"
@@ -125,7 +126,9 @@ class Tailscale:
     plain_relays: bool = setting(False, "speak to relays without TLS: for tests on one machine", flag=False)
     insecure_relays: bool = setting(False, "honour InsecureForTests of the relay map", flag=False)
     paths: str = setting(
-        "auto", "ways to peers: auto takes the best, relay sends no byte to them by UDP", choices=("auto", "relay")
+        "auto",
+        "ways to peers: auto takes the best, relay sends no byte to them by UDP, direct sends no data by relays",
+        choices=PATHS,
     )
     udp_gso: str = setting(
         "auto",

@@ -297,9 +297,12 @@ class PathBody:
         """Event 18: pongs arrive but WireGuard does not. The next best path, or the relay."""
         failed = self.act
         assert failed is not None
-        self.quarantine(failed)
         others = [c for c in self.candidates.values() if c is not failed and not c.is_bad(self.now)]
         fresh = [c for c in others if self.now - c.pong_at < 30.0 and c.srtt is not None]
+        if not fresh and not self.is_relay_allowed:
+            self.hedges.clear()
+            return  # there is nothing better to be had
+        self.quarantine(failed)
         if fresh:
             best = min(fresh, key=lambda c: (c.srtt or 0.0, str(c.endpoint)))
             self.install(best, best.pong_at, f"{why}; {best.endpoint} is the next best")

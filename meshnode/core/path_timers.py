@@ -161,7 +161,7 @@ def on_round_degraded(p: PathBody) -> None:
 
 
 def on_degraded_over(p: PathBody) -> None:
-    if p.is_relay_up:
+    if p.is_relay_up and p.is_relay_allowed:
         p.to_relay(f"nothing answered directly for {p.tuning.degraded_timeout_s:g} s")
     else:
         p.timers[Event.DEGRADED] = p.now + p.tuning.degraded_timeout_s

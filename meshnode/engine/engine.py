@@ -120,7 +120,8 @@ class Engine:
         self.on_peer_recv: Callable[[NodePublic, Endpoint | None, int, int], None] | None = None
         """(peer, direct endpoint or None, relay region or 0, what): an authenticated packet arrived."""
         self.on_send_error: Callable[[Endpoint, int], None] | None = None
-        """(to, errno). ECONNREFUSED: an ICMP error, a hint that anybody may forge."""
+        """(to, errno). ECONNREFUSED and EMSGSIZE: an ICMP error, a hint that anybody may forge. EAGAIN, ENOBUFS,
+        EPERM: ten times within a second."""
         self.on_handshake: Callable[[NodePublic, bool], None] | None = None
         """(peer, session is up)"""
         self.on_disco_key: Callable[[NodePublic, DiscoPublic], None] | None = None

@@ -27,7 +27,7 @@ from meshnode.config.load import (
     check_tcp_memory,
     check_tun,
 )
-from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, Config, Disco, Secret
+from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, PATHS, Config, Disco, Secret
 from meshnode.core.proxies import Proxies
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
@@ -251,8 +251,8 @@ class Node(Network):
 
     def set_paths(self, paths: str) -> None:
         """'auto': by the best way there is. 'relay': by relays only, to see how that is, or in doubt of UDP."""
-        if paths not in ("auto", "relay"):
-            raise ConfigError(f"paths: {paths!r} is none of auto, relay")
+        if paths not in PATHS:
+            raise ConfigError(f"paths: {paths!r} is none of {', '.join(PATHS)}")
         self._running().wiring.set_paths(paths)
         self.paths = paths
 

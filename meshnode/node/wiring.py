@@ -62,6 +62,7 @@ class Wiring:
         engine.on_disco_key = discovery.on_disco_key
         discovery.notify = self._on_path
         self._mute_udp(self._node.paths == "relay")
+        discovery.allow_relay(self._node.paths != "direct")
         pool.on_packet = self._on_relay_packet
         pool.on_state = self._on_relay_state
         pool.on_peer_gone = discovery.on_peer_gone
@@ -83,6 +84,7 @@ class Wiring:
     def set_paths(self, paths: str) -> None:
         """Mute UDP or use it again; every path is looked for anew."""
         self._mute_udp(paths == "relay")
+        self._house.discovery.allow_relay(paths != "direct")
         self._house.discovery.on_link_change()
 
     # --- what rooms say ---

@@ -29,6 +29,8 @@ from meshnode.wire import geneve
 
 __all__ = ["Discovery", "PingResult"]
 
+PASSING: Final = frozenset({errno.EAGAIN, errno.ENOBUFS, errno.EPERM})
+"""Told by the engine when there were ten within a second."""
 UNREACHABLE: Final = frozenset(
     {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EADDRNOTAVAIL, errno.ENETDOWN, errno.EHOSTDOWN}
 )
@@ -69,7 +71,7 @@ class Discovery(Paths):
         elif known.path is not None:
             self._update(known, known.path, is_restarted, has_moved, has_new)
         elif has_moved:
-            self.set_path(peer.key, None, known.region, Mode.RELAY if known.region else Mode.NONE)
+            self._set_asleep(known)
 
     def _update(self, known: Known, path: PeerPath, is_restarted: bool, has_moved: bool, has_new: bool) -> None:
         now = self._clock.now()
@@ -146,11 +148,18 @@ class Discovery(Paths):
         self._perform(known, self._path(known).on_recv(direct, What(what), self._clock.now()))
 
     def on_send_error(self, endpoint: Endpoint, number: int) -> None:
-        """The system refused a datagram."""
+        """The system refused a datagram, or somebody on the way says that one did not arrive."""
         self._counters["send_errors"] += 1
+        now = self._clock.now()
         for known, path in self._awake():
-            if endpoint in path.candidates:
-                self._perform(known, path.on_send_error(endpoint, number in UNREACHABLE, self._clock.now()))
+            if endpoint not in path.candidates:
+                continue
+            if number == errno.EMSGSIZE:
+                self._perform(known, path.on_too_big(endpoint, now))
+            elif number in PASSING:
+                self._perform(known, path.on_full_buffers(endpoint, now))
+            else:
+                self._perform(known, path.on_send_error(endpoint, number in UNREACHABLE, now))
 
     def on_handshake(self, peer: NodePublic, ok: bool) -> None:
         """WireGuard has a session, or gave up asking for one: on a path that answers pings, that is a stall."""

@@ -15,7 +15,7 @@ from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.keys import DiscoPrivate, NodePublic
 from meshnode.core.bucket import Bucket
 from meshnode.core.path import PeerPath
-from meshnode.core.path_values import Call, Effect, Kick, Notify, SeekRelay, SendPing, SetPath, Tuning
+from meshnode.core.path_values import Call, Effect, Kick, Mode, Notify, SeekRelay, SendPing, SetPath, Tuning
 from meshnode.run.clock import Clock
 from meshnode.underlay.deadlines import CallLater, Deadlines
 from meshnode.underlay.peer_relay import Meetings
@@ -48,6 +48,7 @@ class Paths(Speaker):
         self._tuning = tuning or Tuning()
         self._peers: dict[NodePublic, Known] = {}
         self._down: set[RegionId] = set()
+        self._is_relay_allowed = True
         self._ping_budget = Bucket(PINGS_PER_S, PINGS_PER_S)
         self._call_budget = Bucket(CALLS_PER_S, CALLS_PER_S)
         self.roaming = Roaming(self._clock, self._own, self._awake, self._perform)
@@ -106,6 +107,20 @@ class Paths(Speaker):
     def _awake(self) -> list[tuple[Known, PeerPath]]:
         return [(known, known.path) for known in self._peers.values() if known.path is not None]
 
+    def allow_relay(self, is_allowed: bool) -> None:
+        """Whether data may go by relays; DISCO may always."""
+        self._is_relay_allowed = is_allowed
+        for known in self._peers.values():
+            if known.path is not None:
+                self._perform(known, known.path.allow_relay(is_allowed, self._clock.now()))
+            elif known.disco is not None:
+                self._set_asleep(known)
+
+    def _set_asleep(self, known: Known) -> None:
+        """Where the packets of a peer go to which nothing has happened yet."""
+        region = known.region if self._is_relay_allowed else RegionId(0)
+        self.set_path(known.key, None, region, Mode.RELAY if region else Mode.NONE)
+
     def _is_up(self, region: RegionId) -> bool:
         return region != 0 and region not in self._down
 
@@ -127,6 +142,7 @@ class Paths(Speaker):
                 now=now,
                 tuning=self._tuning,
             )
+            path.allow_relay(self._is_relay_allowed, now)
             self._perform(known, path.on_relay(known.region, self._is_up(known.region), now))
             self._perform(known, path.on_endpoints(known.endpoints, now))
         return known.path

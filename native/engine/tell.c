@@ -9,6 +9,9 @@
 #define THROTTLE_NS (100 * MN_NS_PER_MS)
 #define ERROR_THROTTLE_NS MN_NS_PER_S
 
+/* Refusals that pass by themselves are news only when there are many within a second. */
+enum { PASSING_MANY = 10 };
+
 void mn_tell_relay_send(struct mn_engine *e, const uint8_t key[32], uint16_t region, const uint8_t *pkt, size_t len)
 {
     struct mn_event ev = {.kind = MN_EV_RELAY_SEND, .region = region};
@@ -96,11 +99,11 @@ void mn_tell_peer_recv(struct mn_engine *e, struct mn_peer *p, const struct mn_p
     (void)mn_events_post_hint(&e->events, &ev);
 }
 
-/* Told as a refusal, whatever it says: it is a reason to ask the path, and none to believe that it is gone. */
+/* Told as a refusal, whatever it says but "too big": it is a reason to ask the path, and none to believe that it is
+ * gone. */
 void mn_tell_path_hint(void *ctx, const struct mn_ep *to, int err)
 {
-    (void)err;
-    mn_tell_send_error(ctx, to, ECONNREFUSED);
+    mn_tell_send_error(ctx, to, err == EMSGSIZE ? EMSGSIZE : ECONNREFUSED);
 }
 
 void mn_tell_rebound(struct mn_engine *e, int err)
@@ -109,23 +112,41 @@ void mn_tell_rebound(struct mn_engine *e, int err)
     (void)mn_events_post(&e->events, &ev);
 }
 
-void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err)
+static bool is_passing(int err)
 {
-    struct mn_engine *e = ctx;
+    return err == EAGAIN || err == ENOBUFS || err == EPERM;
+}
+
+/* The memory of this error; a new one takes the place of the one seen least lately. */
+static struct mn_error_told *error_of(struct mn_engine *e, const struct mn_ep *to, int err)
+{
     struct mn_error_told *slot = &e->tunnel.errors[0];
     for (int i = 0; i < MN_ERRORS_TOLD; i++) {
         struct mn_error_told *t = &e->tunnel.errors[i];
-        if (t->at != 0 && t->err == err && mn_ep_equal(&t->to, to)) {
-            slot = t;
-            break;
-        }
+        if (t->at != 0 && t->err == err && mn_ep_equal(&t->to, to))
+            return t;
         if (t->at < slot->at)
             slot = t;
     }
-    bool is_same = slot->at != 0 && slot->err == err && mn_ep_equal(&slot->to, to);
-    if (is_same && e->now_ns - slot->at < ERROR_THROTTLE_NS)
+    *slot = (struct mn_error_told){.to = *to, .err = err, .since = e->now_ns};
+    return slot;
+}
+
+void mn_tell_send_error(void *ctx, const struct mn_ep *to, int err)
+{
+    struct mn_engine *e = ctx;
+    struct mn_error_told *t = error_of(e, to, err);
+    t->at = e->now_ns;
+    if (e->now_ns - t->since >= MN_NS_PER_S) {
+        t->since = e->now_ns;
+        t->count = 0;
+    }
+    t->count++;
+    if (is_passing(err) && t->count < PASSING_MANY)
         return;
-    *slot = (struct mn_error_told){.to = *to, .err = err, .at = e->now_ns};
+    if (t->told_at != 0 && e->now_ns - t->told_at < ERROR_THROTTLE_NS)
+        return;
+    t->told_at = e->now_ns;
     struct mn_event ev = {.kind = MN_EV_SEND_ERROR, .remote = *to, .err = err};
     (void)mn_events_post_hint(&e->events, &ev);
 }

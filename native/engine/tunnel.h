@@ -64,7 +64,8 @@ struct mn_deferred {
 struct mn_error_told {
     struct mn_ep to;
     int err;
-    uint64_t at;
+    unsigned count; /* since `since` */
+    uint64_t at, since, told_at;
 };
 
 struct mn_tunnel {

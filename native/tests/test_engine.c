@@ -789,6 +789,44 @@ static void test_icmp_is_told_as_a_hint(void)
     stop();
 }
 
+static int err_to_fail_with;
+
+static int failing_sendmmsg(int fd, struct mmsghdr *msgs, unsigned n, int flags)
+{
+    (void)fd, (void)msgs, (void)n, (void)flags;
+    errno = err_to_fail_with;
+    return -1;
+}
+
+static unsigned count_errors(int side, int err)
+{
+    unsigned found = 0;
+    for (size_t i = 0; i < n_seen; i++)
+        found += seen_by[i] == side && seen[i].kind == MN_EV_SEND_ERROR && seen[i].err == err;
+    return found;
+}
+
+/* A full buffer or a filter's refusal is told when there are many; a missing route at once. */
+static void test_passing_errors_are_told_when_there_are_many(void)
+{
+    static const int errors[] = {ENOBUFS, EPERM, ENETUNREACH};
+    start(MN_MODE_DIRECT);
+    turn();
+    e[A]->socks.calls.sendmmsg = failing_sendmmsg;
+    for (size_t i = 0; i < 3; i++) {
+        struct mn_ep to = {.ip = v4(127, 0, 0, 1), .port = 9};
+        struct mn_ip any = {{0}};
+        err_to_fail_with = errors[i];
+        for (unsigned n = 1; n <= 30; n++) {
+            mn_sock_put(&e[A]->socks, &to, &any, (const uint8_t *)"x", 1);
+            mn_sock_flush(&e[A]->socks);
+            take_events(A);
+            CHECK_INT(count_errors(A, errors[i]), errors[i] == ENETUNREACH || n >= 10);
+        }
+    }
+    stop();
+}
+
 static void test_hints_are_throttled(void)
 {
     int client, server;
@@ -1001,6 +1039,7 @@ int main(void)
     RUN(test_source_of_a_path);
     RUN(test_notices_of_keys);
     RUN(test_icmp_is_told_as_a_hint);
+    RUN(test_passing_errors_are_told_when_there_are_many);
     RUN(test_hints_are_throttled);
     RUN(test_ping);
     RUN(test_datagrams_and_their_errors);

@@ -336,18 +336,18 @@ static void test_full_buffer_is_waited_for(void)
     CHECK_INT(n_sent, 10);
     CHECK_INT(waits, 1);
     CHECK_INT(s.stats.tx_stalls, 1);
-    fail_times = 1000; /* still full after the wait: dropped, counted, not reported as an error */
+    fail_times = 1000; /* still full after the wait: dropped, counted, reported */
     fill(&s, 10);
     CHECK_INT(waits, 2);
     CHECK_INT(s.stats.tx_dropped, 10);
-    CHECK_INT(reported, 0);
+    CHECK_INT(reported_errno, EAGAIN);
     fail_times = 0;
     fill(&s, 1);
     CHECK_INT(n_sent, 11);
     mn_sock_close(&s);
 }
 
-static void test_no_buffers_drop_quietly(void)
+static void test_no_buffers_drop(void)
 {
     struct mn_socks s;
     open_pair(&s, true);
@@ -355,7 +355,8 @@ static void test_no_buffers_drop_quietly(void)
     fail_times = 1;
     fill(&s, 5);
     CHECK_INT(s.stats.tx_dropped, 5);
-    CHECK_INT(reported, 0);
+    CHECK_INT(reported, 1);
+    CHECK_INT(reported_errno, ENOBUFS);
     mn_sock_close(&s);
 }
 
@@ -826,7 +827,7 @@ int main(void)
     RUN(test_emsgsize_is_remembered_per_destination);
     RUN(test_unreachable_is_reported_and_the_rest_goes);
     RUN(test_full_buffer_is_waited_for);
-    RUN(test_no_buffers_drop_quietly);
+    RUN(test_no_buffers_drop);
     RUN(test_partial_sends_continue);
     RUN(test_loopback_segmented);
     RUN(test_loopback_plain);

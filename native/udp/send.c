@@ -40,7 +40,7 @@ static uint8_t *run_base(const struct mn_socks *s, unsigned run)
 static void count_dropped(struct mn_socks *s, const struct mn_ep *to, uint64_t datagrams, int err)
 {
     s->stats.tx_dropped += datagrams;
-    if (s->on_error != NULL && err != EAGAIN && err != ENOBUFS)
+    if (s->on_error != NULL)
         s->on_error(s->ctx, to, err);
 }
 

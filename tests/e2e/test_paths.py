@@ -189,3 +189,21 @@ def test_a_direct_path_that_stays_silent_is_given_up_for_the_relay() -> None:
         assert a.engine.peer_stats(b.private.public())["rx_relay_bytes"] > 1 << 20
 
     run(scenario)
+
+
+def test_direct_only_waits_for_a_direct_path_and_relays_no_data() -> None:
+    async def scenario(a: Member, b: Member) -> None:
+        for here, there in ((a, b), (b, a)):
+            here.discovery.allow_relay(False)
+            here.meet(there)
+        fetching = asyncio.ensure_future(fetch(a, b, 1 << 20))
+        await until(lambda: a.state(b) is not State.UNKNOWN)
+        assert not fetching.done()
+        for member in (a, b):
+            member.discovery.set_endpoints([Endpoint(LOOP, member.engine.port4)])
+        await fetching
+        await until(lambda: a.state(b) is State.DIRECT and b.state(a) is State.DIRECT)
+        for here, there in ((a, b), (b, a)):
+            assert here.engine.peer_stats(there.private.public())["tx_relay_bytes"] == 0
+
+    run(scenario)

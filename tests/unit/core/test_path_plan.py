@@ -73,8 +73,17 @@ def test_direct_only_never_relays_data() -> None:
     assert path.last_path == SetPath(E1, RegionId(0), Mode.DIRECT), "not even as a copy"
     path.on_link(lambda _: True, Seconds(2.0))
     assert path.state is State.DEGRADED and path.last_path == SetPath(E1, RegionId(0), Mode.DIRECT)
-    path.allow_relay(True, Seconds(2.1))
+    pass_time(path, 30.0)
+    assert path.state is State.DEGRADED and path.last_path.direct == E1, "there is nothing to fall back on"
+    path.allow_relay(True, Seconds(30.0))
     assert path.last_path == SetPath(E1, HOME, Mode.DOUBTED)
+
+
+def test_direct_only_keeps_a_path_that_is_said_not_to_carry() -> None:
+    path = direct()
+    path.allow_relay(False, Seconds(1.5))
+    path.on_wireguard_stall(Seconds(2.0))
+    assert path.state is State.DIRECT and path.last_path == SetPath(E1, RegionId(0), Mode.DIRECT)
 
 
 def test_unknown_sends_by_relay_and_where_it_last_worked() -> None:
