@@ -294,7 +294,6 @@ class PeerPath(PathBody):
             reason=self.reason,
             endpoint=act.endpoint if act else None,
             latency_s=act.srtt if act else None,
-            limit=act.limit if act else None,
             region=self.region,
             is_relay_up=self.is_relay_up,
             mode=self.last_path.mode,
@@ -303,6 +302,7 @@ class PeerPath(PathBody):
             pings_sent=self.pings_sent,
             pongs_received=self.pongs_received,
             transitions=tuple(self.transitions),
+            limit=act.limit if act else None,
         )
 
     def _shown(self, candidate: Candidate) -> CandidateStatus:

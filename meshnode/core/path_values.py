@@ -209,8 +209,6 @@ class PathStatus:
     endpoint: Endpoint | None
     """The direct path in use; None: by relay or not at all."""
     latency_s: float | None
-    limit: int | None
-    """Longest IP packet the direct path is known to carry; None: not known."""
     region: RegionId
     is_relay_up: bool
     mode: Mode
@@ -220,3 +218,5 @@ class PathStatus:
     pongs_received: int
     transitions: tuple[tuple[Seconds, State, str], ...]
     """The last ones, oldest first."""
+    limit: int | None = None
+    """Longest IP packet the direct path is known to carry; None: not known."""

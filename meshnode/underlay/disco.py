@@ -272,7 +272,7 @@ class Discovery(Paths):
             return known.path.status()
         up, mode = self._is_up(known.region), Mode.RELAY if known.region else Mode.NONE
         nothing = (known.region, up, mode, (), (), 0, 0, ())
-        return PathStatus(State.UNKNOWN, Seconds(known.since), "no traffic yet", None, None, None, *nothing)
+        return PathStatus(State.UNKNOWN, Seconds(known.since), "no traffic yet", None, None, *nothing)
 
     async def ping(self, peer: NodePublic, timeout_s: float = 5.0, size: int = 0) -> PingResult:
         """One DISCO ping by the best way. TimedOut, or PeerOffline when there is no way at all.
