@@ -133,30 +133,32 @@ class Host:
         )
         self.nft(rules)
 
-    def only_tcp(self, port: int, address: str = "") -> None:
-        """Leave this host nothing but TCP to one port, of one IPv4 address or of any, until the lab ends."""
+    def only_tcp(self, *ports: int, address: str = "") -> None:
+        """Leave this host nothing but TCP to these ports, of one IPv4 address or of any, until the lab ends."""
+        those = "{ " + ", ".join(map(str, ports)) + " }"
         there = f"ip daddr {address} " if address else ""
         back = f"ip saddr {address} " if address else ""
         rules = "\n".join(
             [
                 "table inet mnonly {",
                 "chain in { type filter hook input priority -200 ; policy drop ;",
-                f'iifname "lo" accept ; {back}tcp sport {port} accept ;',
+                f'iifname "lo" accept ; {back}tcp sport {those} accept ;',
                 "}",
                 "chain out { type filter hook output priority -200 ; policy drop ;",
-                f'oifname "lo" accept ; {there}tcp dport {port} accept ;',
+                f'oifname "lo" accept ; {there}tcp dport {those} accept ;',
                 "}",
                 "}",
             ]
         )
         self.nft(rules)
 
-    def divert(self, address: str, port: int, to: str) -> None:
-        """Lead TCP from here to one address and port to the same port of another host, until the lab ends."""
+    def divert(self, port: int, to: str, address: str = "") -> None:
+        """Lead TCP from here to a port, of one IPv4 address or of any, to that of another host, until the lab ends."""
+        there = f"ip daddr {address} " if address else ""
         rules = [
             "table ip mndivert {",
             "chain out { type nat hook output priority -100 ;",
-            f"ip daddr {address} tcp dport {port} dnat to {to}",
+            f"{there}tcp dport {port} dnat to {to}",
             "}",
             "}",
         ]

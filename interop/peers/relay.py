@@ -58,6 +58,7 @@ class OurRelay:
             "ipv4": self.host.v4,
             "derpport": self.port,
             "stunport": self.stun_port or -1,
+            "canport80": "--http" in self.options,
         }
         if self.authority is None:
             printed = json.loads(self.process.out().strip().splitlines()[-1])[str(REGION)]

@@ -19,6 +19,7 @@ from interop.peers.forward import PORT, ForwardProxy, Kind
 from interop.peers.front import Front
 from interop.peers.headscale import Headscale
 from interop.peers.meshnode import Meshnode
+from interop.peers.portal import CaptivePortal
 from interop.peers.relay import OurRelay
 from interop.peers.tailscaled import Tailscaled
 
@@ -36,7 +37,7 @@ class Office:
         if proxy is None:
             host.only_tcp(443)
         else:
-            host.only_tcp(PORT, proxy.host.v4)
+            host.only_tcp(PORT, address=proxy.host.v4)
         return host
 
     def expect_both_ways(self, node: Meshnode) -> None:
@@ -59,7 +60,7 @@ class Office:
         relay = self.bed.lab.hosts["relay"].v4
         front = Front(self.bed.lab.host(f"front-{name}"), relay, self.bed.authority).start()
         host = self.inside(name)
-        host.divert(relay, 443, front.host.v4)
+        host.divert(443, front.host.v4, relay)
         node = self.bed.mesh(name, host=host)
         self.expect_both_ways(node)
         self.expect_files(node)
@@ -74,7 +75,8 @@ def make_office(lab: Lab, relay: str) -> Office:
     lab.environment["SSL_CERT_FILE"] = str(authority.ca)
     host = lab.host("relay")
     derper = Derper(host, authority if relay == "derper" else None, port=443) if relay != "ours" else None
-    ours = None if derper else OurRelay(host, authority=authority, port=443)
+    options = ("--open", "--http", f"{host.v4}:80")
+    ours = None if derper else OurRelay(host, options, authority=authority, port=443)
     relays = derper.start().relay_map if derper else ours.start().relay_map if ours else {}
     headscale = Headscale(lab.hub, relay_map=relays, authority=authority, port=443)
     bed = Bed(lab, headscale.start(), "derper", authority, derper, relay=ours)
@@ -135,3 +137,26 @@ def test_the_setting_and_a_private_authority(relay: str, peers: None, tmp_path_f
         expect_in_the_log(office, proxy)
         if relay == "ours":
             office.expect_websocket("nginx")
+            expect_a_portal_to_be_named(office)
+
+
+def expect_a_portal_to_be_named(office: Office) -> None:
+    """It answers for everybody on port 80: a node that runs says so by itself, and one that cannot join."""
+    lab, on = office.bed.lab, {"MESHNODE_CAPTIVE_PORTAL": "on"}
+    said = "a captive portal at this network answers for the control server: open a browser and log in"
+    portal = CaptivePortal(lab.host("portal")).start()
+    host = lab.host("guest")
+    host.only_tcp(443, 80)
+    host.divert(80, portal.host.v4)
+    node = office.bed.mesh("guest", host=host, variables=on)
+    newcomer = lab.host("newcomer")
+    newcomer.cut_tcp(office.bed.headscale.host.v4, 443)
+    newcomer.divert(80, portal.host.v4)
+    late = Meshnode(
+        newcomer, "newcomer", office.bed.headscale.url, key=office.bed.headscale.key(), extra=["--timeout", "4"],
+        variables=on,
+    )  # fmt: skip
+    process = late.launch()
+    assert process.wait(30.0) != 0
+    assert said in process.err().splitlines()[-1]
+    until(lambda: said in node.status()["Health"], 10.0, "the running node names the portal")

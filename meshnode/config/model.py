@@ -15,6 +15,7 @@ DEFAULT_MTU: Final = 1280
 PATHS: Final = ("auto", "relay", "direct")
 TCP_ECN: Final = ("accept", "ask", "off")
 PORTMAP: Final = ("auto", "on", "off", "pmp", "pcp", "upnp")
+CAPTIVE_PORTAL: Final = ("auto", "on", "off")
 MEMORY: Final = "mem:"
 """The state directory that is none: identity in memory, logout at the end."""
 
@@ -111,6 +112,12 @@ class Tailscale:
         "HTTP proxy for control and relays, http://[USER:PASSWORD@]HOST[:PORT]; env:NAME and file:PATH hold one; "
         "off: none (default HTTPS_PROXY and its kin)",
         metavar="URL|off",
+    )
+    captive_portal: str = setting(
+        "auto",
+        "look for a captive portal, by plain HTTP to relays and control, when no UDP passes; auto: outside containers",
+        choices=CAPTIVE_PORTAL,
+        flag=False,
     )
     port: int = setting(0, "UDP port of the tunnel; 0 lets the system choose", metavar="N")
     advertise: tuple[str, ...] = setting(

@@ -2,7 +2,8 @@
 
 States: STUN → (silent) OTHER → DONE. In STUN, probes leave at their times unless they could teach nothing new; the
 stage ends when nothing more can be learned, a while after three regions answered, or after three seconds. Without
-one answer OTHER asks the regions by HTTPS and ICMP. Five seconds bound it all. Answers are matched by transaction;
+one answer OTHER asks the regions by HTTPS and ICMP, and a full report looks for a captive portal. Five seconds bound
+it all. Answers are matched by transaction;
 a round trip is that of the very request it answers.
 Source: docs/protocol/paths.md 4.1, 4.2.
 """
@@ -18,6 +19,7 @@ from typing import Final
 
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.units import Seconds
+from meshnode.core import captive
 from meshnode.core.netplan import Plan, Probe
 from meshnode.core.report import NetReport, RegionReading
 from meshnode.netmap.model import RelayRegion
@@ -60,7 +62,13 @@ class AskIcmp:
     region: RelayRegion
 
 
-Ask = AskStun | AskHttps | AskIcmp
+@dataclass(frozen=True, slots=True)
+class AskPortal:
+    """Look for a captive portal, for at most three seconds; then call `take_portal`."""
+
+
+Ask = AskStun | AskHttps | AskIcmp | AskPortal
+_PORTAL: Final = ("portal", RegionId(0))
 
 
 @dataclass(slots=True)
@@ -93,6 +101,8 @@ class Check:
         self._sent_count = 0
         self._icmp_tried = False
         self._waiting: set[tuple[str, RegionId]] = set()
+        self._portal_at: float | None = began_at + captive.AFTER_S if plan.is_full else None
+        self._portal: bool | None = None
         self._give_up_at = began_at + STUN_S
         self.duplicates = 0
         """Answers to what was answered already."""
@@ -109,11 +119,11 @@ class Check:
         if self.stage is Stage.OTHER:
             return Seconds(self.began_at + TOTAL_S)
         due = self.began_at + self._queue[0].after_s if self._queue else self._give_up_at
-        return Seconds(min(due, self._give_up_at))
+        return Seconds(min(due, self._give_up_at, self._portal_at or self._give_up_at))
 
     def asks(self, now: Seconds) -> list[Ask]:
         """What to send at this moment; call at each deadline and after each answer."""
-        out: list[Ask] = []
+        out: list[Ask] = self._ask_portal(now)
         if self.stage is Stage.STUN:
             while self._queue and now >= self.began_at + self._queue[0].after_s:
                 probe = self._queue.popleft()
@@ -127,6 +137,16 @@ class Check:
             self.stage = Stage.DONE
         return out
 
+    def _ask_portal(self, now: Seconds) -> list[Ask]:
+        """Once: at its time, or as soon as UDP is known to be silent."""
+        if self._portal_at is None or now < self._portal_at or self.is_done:
+            return []
+        self._portal_at = None
+        if self._mapped:
+            return []
+        self._waiting.add(_PORTAL)
+        return [AskPortal()]
+
     def _end_stun(self) -> list[Ask]:
         self._queue.clear()
         if self._stun or not self._plan.regions:
@@ -134,7 +154,11 @@ class Check:
             return []
         self.stage = Stage.OTHER
         relaying = [r for r in self._plan.regions if not r.avoid and any(not n.stun_only for n in r.nodes)]
-        self._waiting = {(how, r.id) for r in relaying for how in ("https", "icmp")}
+        self._waiting |= {(how, r.id) for r in relaying for how in ("https", "icmp")}
+        if self._portal_at is not None:
+            self._portal_at = None
+            self._waiting.add(_PORTAL)
+            return [AskPortal(), *(ask for r in relaying for ask in (AskHttps(r), AskIcmp(r)))]
         if not self._waiting:
             self.stage = Stage.DONE
         return [ask for r in relaying for ask in (AskHttps(r), AskIcmp(r))]
@@ -190,6 +214,11 @@ class Check:
         self._icmp_tried |= is_allowed
         self._take_other("icmp", region, self._icmp, latency_s)
 
+    def take_portal(self, verdict: bool | None) -> None:
+        """Whether there is one; None: nobody could tell."""
+        self._waiting.discard(_PORTAL)
+        self._portal = verdict
+
     def _take_other(self, how: str, region: RegionId, found: dict[RegionId, float], latency_s: float | None) -> None:
         if (how, region) in self._waiting:
             self._waiting.discard((how, region))
@@ -240,6 +269,7 @@ class Check:
             ipv4_can_send=4 in self._sent,
             ipv6_can_send=6 in self._sent,
             os_has_ipv6=os_has_ipv6,
+            captive_portal=self._portal,
             icmpv4=bool(self._icmp) if self._icmp_tried else None,
             mapping_varies=self._mapping_varies(),
             global_v4=_usual(seen, 4),

@@ -26,6 +26,7 @@ from meshnode.node.home import HomeKeeper
 from meshnode.node.keeper import Keeper
 from meshnode.node.links import LinkKeeper
 from meshnode.node.offloads import offloads
+from meshnode.node.portal import Portal
 from meshnode.node.reach import Reach
 from meshnode.node.status import Pong
 from meshnode.node.wiring import Wiring
@@ -66,6 +67,7 @@ class House:
         self.interface: Interface | None = None
         self.wiring = Wiring(self, broadcast)
         self.reach = Reach(self)
+        self.portal = Portal(self, scope)
         self.links = LinkKeeper(self)
         self._scope = scope
         self._on_failure = on_failure
@@ -310,7 +312,7 @@ class House:
     def what_it_waits_for(self) -> tuple[str, MeshError | None]:
         """For NotReady: a sentence, and the error that stands in the way."""
         state = self.control.state
-        detail = f"; {state.reason}" if state.reason else ""
+        detail = "".join(f"; {part}" for part in (state.reason, self.portal.text) if part)
         return f"{state.phase.value} at {self.node.control_url}{detail}", state.error
 
     async def ping(self, host: str, timeout_s: float, size: int = 0) -> Pong:

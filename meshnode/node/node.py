@@ -27,7 +27,7 @@ from meshnode.config.load import (
     check_tcp_memory,
     check_tun,
 )
-from meshnode.config.model import DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, PATHS, Config, Disco, Secret
+from meshnode.config.model import CAPTIVE_PORTAL, DEFAULT_CONTROL_URL, DEFAULT_MTU, MEMORY, PATHS, Config, Disco, Secret
 from meshnode.core.proxies import Proxies
 from meshnode.netmap.model import Netmap
 from meshnode.netmap.names import Names
@@ -69,6 +69,7 @@ class Node(Network):
         ephemeral: bool = False,
         ca_file: str = "",
         proxy: str | Secret = "",
+        captive_portal: str = "auto",
         port: int = 0,
         advertise: Sequence[str] = (),
         home_region: int = 0,
@@ -88,6 +89,7 @@ class Node(Network):
         """state_dir: '' = the user's default directory, 'mem:' = keep nothing (implied by `ephemeral`
         without a directory). auth_key: needed when the state knows no identity that is still good.
         proxy: URL of an HTTP proxy for control and relays; '' = as the environment says, 'off' = none.
+        captive_portal: whether to look for one when no UDP passes: 'auto' = outside containers, 'on', 'off'.
         port: UDP port, 0 = any. advertise: addresses with ports at which peers reach this node from outside, beside
         those it finds. home_region: relay region to live in while it can be reached, 0 = the nearest.
         paths: see `set_paths`.
@@ -124,6 +126,9 @@ class Node(Network):
         """'' for a node that keeps nothing."""
         self.ephemeral = ephemeral or not self.state_dir
         self.ca_file = ca_file
+        if captive_portal not in CAPTIVE_PORTAL:
+            raise ConfigError(f"captive_portal: {captive_portal!r} is none of {', '.join(CAPTIVE_PORTAL)}")
+        self.captive_portal = captive_portal
         self.proxies = Proxies(proxy.reveal() if isinstance(proxy, Secret) else proxy, os.environ)
         self.port = port
         self.home_region = home_region
@@ -162,6 +167,7 @@ class Node(Network):
             ephemeral=tailscale.ephemeral,
             ca_file=tailscale.ca_file,
             proxy=tailscale.proxy,
+            captive_portal=tailscale.captive_portal,
             port=tailscale.port,
             home_region=tailscale.home_region,
             advertise=tailscale.advertise,

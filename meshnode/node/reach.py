@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from meshnode.base.addr import IP, Endpoint
 from meshnode.core.net_endpoints import Mapped, Told, forwarded_guess
@@ -60,10 +61,13 @@ class Reach:
             ports=lambda: (house.engine.port4, house.engine.port6),
             send=house.engine.send_raw,
             measure_https=self._measure_https,
+            look_for_portal=house.portal.look,
             has_traffic=self._has_traffic,
             on_begin=lambda: house.pool.ask(house.home.region),
             on_report=self._take_report,
         )
+        self.on_report.append(house.portal.on_report)
+        self.note(proxy=_proxy_of(house))
         house.engine.on_stun = self.netcheck.on_stun
         house.discovery.restun = lambda: self.netcheck.request(Cause.CALL)
         house.discovery.restun_now = lambda: self.netcheck.request(Cause.DOUBT)
@@ -210,3 +214,11 @@ class Reach:
         traffic = sum(stats[name] for name in TRAFFIC)
         moved, self._traffic = traffic != self._traffic, traffic
         return moved
+
+
+def _proxy_of(house: House) -> str:
+    """Host and port of the proxy that leads to the control server; '' if none does."""
+    url = urlsplit(house.node.control_url)
+    port = url.port or (443 if url.scheme == "https" else 80)
+    proxy = house.node.proxies.choose(url.scheme, url.hostname or "", port)
+    return str(proxy) if proxy is not None else ""

@@ -51,7 +51,7 @@ def status_of(house: House) -> Status:
         endpoints=house.reach.endpoints,
         traffic=_all_traffic(house, netmap) if netmap else {},
         interface=house.interface.name if house.interface else "",
-        health=netmap.health if netmap else (),
+        health=(*(netmap.health if netmap else ()), *((house.portal.text,) if house.portal.text else ())),
         filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
         counters=house.engine.stats()
         | house.discovery.counters()

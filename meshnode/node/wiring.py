@@ -161,6 +161,7 @@ class Wiring:
     def on_control_state(self, state: ControlState) -> None:
         """Control: another phase."""
         _log.info("control", phase=state.phase.value, **({"reason": state.reason} if state.reason else {}))
+        self._house.portal.on_control_state(state)
         self._broadcast.publish(ControlChanged(state.phase.value, state.reason, state.url))
 
     def on_keys(self, keys: Keys) -> None:

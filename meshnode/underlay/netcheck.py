@@ -40,6 +40,7 @@ class Netcheck:
         ports: Callable[[], tuple[int, int]],
         send: Callable[[IP, int, bytes], Any],
         measure_https: Callable[[RelayRegion], Awaitable[float]],
+        look_for_portal: Callable[[], Awaitable[bool | None]],
         has_traffic: Callable[[], bool],
         on_begin: Callable[[], None],
         on_report: Callable[[NetReport, float, Cause], None],
@@ -54,6 +55,7 @@ class Netcheck:
         self._ports = ports
         self._send = send
         self._measure_https = measure_https
+        self._look_for_portal = look_for_portal
         self._has_traffic = has_traffic
         self._on_begin = on_begin
         self._on_report = on_report
@@ -162,6 +164,8 @@ class Netcheck:
             await self._ask_stun(check, ask)
         elif isinstance(ask, netcheck.AskHttps):
             check.take_https(ask.region.id, await self._https(ask.region))
+        elif isinstance(ask, netcheck.AskPortal):
+            check.take_portal(await self._look_for_portal())
         else:
             await self._ask_icmp(check, ask.region)
         self._news.set()

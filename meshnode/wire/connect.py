@@ -24,7 +24,7 @@ class Tunnel:
     def __init__(self, proxy: Proxy, host: str, port: int) -> None:
         self._proxy = proxy
         self._target = authority(host, port)
-        self._http = ClientHttp(self._target, body_limit=0)
+        self._http = ClientHttp(self._target, body_limit=0, head_only=True)
         self._first = b""
 
     def request(self) -> bytes:

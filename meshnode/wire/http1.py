@@ -102,17 +102,19 @@ class _Half:
 class ClientHttp(_Half):
     """The client's end of one connection."""
 
-    def __init__(self, host: str, *, body_limit: int) -> None:
-        """`host` is the Host header: name and, if not the scheme's own, port."""
+    def __init__(self, host: str, *, body_limit: int, head_only: bool = False) -> None:
+        """`host` is the Host header: name and, if not the scheme's own, port.
+
+        head_only: an answer is complete with its head; the connection serves no further request.
+        """
         super().__init__(h11.CLIENT, body_limit)
         self._host = host
-        self._connects = False
+        self._head_only = head_only
 
     def request(self, method: str, target: str, headers: Headers = (), body: bytes = b"") -> bytes:
         """The bytes of a request. LocalProtocolError while another is unanswered."""
         if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
             self._http.start_next_cycle()
-        self._connects = method == "CONNECT"
         lines = [("Host", self._host), *headers]
         if body or method in ("POST", "PUT"):
             lines.append(("Content-Length", str(len(body))))
@@ -126,7 +128,7 @@ class ClientHttp(_Half):
         return self.request(method, target, [("Upgrade", protocol), ("Connection", "upgrade"), *headers])
 
     def receive(self, data: bytes) -> Response | None:
-        """Feed bytes, b'' at end of stream; the answer once it is complete, that to CONNECT after its head."""
+        """Feed bytes, b'' at end of stream; the answer once it is complete."""
         self._feed(data)
         while True:
             event = self._next()
@@ -137,7 +139,7 @@ class ClientHttp(_Half):
                     return Response(101, _lowered(event.headers), rest=self._http.trailing_data[0])
             elif isinstance(event, h11.Response):
                 self._head, self._body = event, bytearray()
-                if self._connects:
+                if self._head_only:
                     return self._answer(rest=self._http.trailing_data[0])
             elif isinstance(event, h11.Data):
                 self._take(event.data)

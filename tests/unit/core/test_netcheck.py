@@ -13,7 +13,7 @@ import pytest
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.units import Seconds
 from meshnode.core import netcheck
-from meshnode.core.netcheck import AskHttps, AskStun, Check, Stage
+from meshnode.core.netcheck import AskHttps, AskPortal, AskStun, Check, Stage
 from meshnode.core.netplan import Plan, Probe, full_plan, incremental_plan
 from meshnode.core.report import NetReport, RegionReading
 from meshnode.netmap.model import RelayMap
@@ -44,10 +44,12 @@ class World:
         icmp: dict[int, float] | None = None,
         no_v6: bool = False,
         lost: int = 0,
+        portal: tuple[float, bool | None] = (0.0, None),
     ) -> None:
         numbers = count()
         self.check = Check(plan, Seconds(START), lambda: next(numbers).to_bytes(12, "big"))
         self.ms, self.mapped, self.https, self.icmp, self.no_v6, self.lost = ms, mapped, https, icmp, no_v6, lost
+        self.portal, self.portal_asked = portal, list[float]()
         self.sent: list[tuple[float, str, int]] = []
         self.now = Seconds(START)
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -74,6 +76,10 @@ class World:
     def _perform(self, ask: netcheck.Ask) -> None:
         if isinstance(ask, AskStun):
             self._send(ask)
+        elif isinstance(ask, AskPortal):
+            self.portal_asked.append(round(self.now - START, 3))
+            after_s, verdict = self.portal
+            self.later(after_s, lambda: self.check.take_portal(verdict))
         elif isinstance(ask, AskHttps):
             if self.https is not None:
                 ms, number = self.https.get(ask.region.id), ask.region.id
@@ -165,6 +171,30 @@ def test_the_whole_is_over_after_five_seconds_whatever_hangs() -> None:
     report = World(full(relays(region(1), region(2)), v6=True), {}).run()
     assert report.duration_s == pytest.approx(netcheck.TOTAL_S)
     assert report.regions == {} and report.icmpv4 is None
+
+
+def test_a_captive_portal_is_looked_for_once_when_udp_is_silent() -> None:
+    plan = full_plan(relays(region(1), region(2)), has_v4=True, has_v6=False)
+    world = World(plan, {}, https={}, icmp={}, portal=(1.0, True))
+    assert world.run().captive_portal is True and world.portal_asked == [0.2]
+    assert World(plan, {}, https={}, icmp={}, portal=(1.0, False)).run().captive_portal is False
+    assert World(plan, {}, https={}, icmp={}, portal=(99.0, True)).run().captive_portal is None
+
+
+def test_who_is_answered_by_stun_in_time_looks_for_no_portal() -> None:
+    plan = full_plan(relays(region(1), region(2)), has_v4=True, has_v6=False)
+    world = World(plan, {"1a": 50.0, "2a": 900.0}, portal=(0.0, True))
+    assert world.run().captive_portal is None and not world.portal_asked
+    late = World(plan, {"1a": 250.0, "2a": 260.0}, portal=(2.0, True))
+    assert late.run().captive_portal is None and late.portal_asked == [0.2]
+    assert late.now - START < 1.0
+
+
+def test_an_incremental_report_looks_for_no_portal() -> None:
+    last = NetReport(regions={RegionId(1): RegionReading(0.01)})
+    plan = incremental_plan(relays(region(1)), last, RegionId(1), has_v4=True, has_v6=False)
+    world = World(plan, {}, https={}, icmp={}, portal=(0.0, True))
+    assert world.run().captive_portal is None and not world.portal_asked
 
 
 def test_without_any_stun_server_other_means_are_tried_at_once() -> None:

@@ -1,0 +1,52 @@
+"""A captive portal: nginx on a host's port 80 that sends every request to its login page, wherever it was meant for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from interop.lab import Host
+from interop.process import Process
+
+READY_S = 15.0
+CONFIG = """
+daemon off;
+master_process off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+    access_log {folder}/access;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+    server {{
+        listen {address}:80;
+        return 302 http://login.portal.example/;
+    }}
+}}
+"""
+
+
+@dataclass
+class CaptivePortal:
+    """One portal on `host`; lead what is meant for others there with `Host.divert`."""
+
+    host: Host
+    process: Process | None = None
+
+    def start(self) -> CaptivePortal:
+        folder = self.host.folder / "portal"
+        folder.mkdir()
+        config = folder / "nginx.conf"
+        config.write_text(CONFIG.format(folder=folder, address=self.host.v4))
+        argv = ["nginx", "-c", str(config), "-e", str(folder / "error.log")]
+        self.process = self.host.start("portal", argv)
+        self.process.wait_until(self._answers, READY_S, "the portal answers")
+        return self
+
+    def _answers(self) -> bool:
+        url = f"http://{self.host.v4}/"
+        done = self.host.run("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", url, check=False)
+        return done.stdout.strip() == "302"
