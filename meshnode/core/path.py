@@ -14,6 +14,7 @@ from typing import Final
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.units import Seconds
 from meshnode.core.path_body import PathBody
+from meshnode.core.path_carry import on_direct, on_relayed
 from meshnode.core.path_plan import plan
 from meshnode.core.path_size import keep_sized
 from meshnode.core.path_table import run_row
@@ -37,9 +38,9 @@ class PeerPath(PathBody):
         """An authenticated WireGuard packet arrived, from `source` or by relay."""
         self._begin(now)
         if source is not None:
-            self.heard_direct_at = now
+            on_direct(self, what)
         else:
-            self.heard_relay_at = now
+            on_relayed(self, what)
             self._see_peer()
         run_row(self, Event.RECV, source, what)
         return self._finish()
@@ -206,6 +207,7 @@ class PeerPath(PathBody):
         hit = [c for c in self.candidates.values() if is_affected(c.endpoint)]
         for candidate in hit:
             candidate.forget()
+            candidate.bad_until = now
             self.void_probes(candidate)
         if self.seen_as is not None and any(c.endpoint.ip.version == self.seen_as.ip.version for c in hit):
             self.seen_as = None
@@ -279,7 +281,7 @@ class PeerPath(PathBody):
         planned = plan(self, self.now)
         if planned != self.last_path:
             self.last_path = planned
-            self.out.append(planned)
+            self.out.insert(0, planned)  # before a kick: its initiation goes by the new plan
         return self.out
 
     # --- questions ---

@@ -116,7 +116,14 @@ class PathBody:
         self.settle_until = -1e9
         self.heard_act_at = -1e9
         self.heard_direct_at = -1e9
+        self.data_direct_at = -1e9
         self.heard_relay_at = -1e9
+        self.relayed_at = -1e9
+        """When data of the peer last came by relay."""
+        self.stall_at = -1e9
+        self.stall_over_at = -1e9
+        self.stalls = 0
+        """Stalls one soon after the other."""
         self.sent_at = -1e9
         self.silence_at = -1e9
         self.live_until = -1e9

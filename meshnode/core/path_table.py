@@ -1,7 +1,7 @@
 """Events × states: what each event does in each state.
 
-One function per cell group, named after the row; those of timers are in `path_timers`. TABLE says which state runs
-which; a state that is not listed for an event does nothing. New knowledge is a new row, not surgery elsewhere.
+One function per cell group, named after the row; others are in `path_timers` and `path_carry`. TABLE says which state
+runs which; a state that is not listed for an event does nothing. New knowledge is a new row, not surgery elsewhere.
 Source: docs/protocol/paths.md 8.5, whose row numbers are the values of Event.
 """
 
@@ -12,22 +12,20 @@ from typing import Any, Final
 
 from meshnode.base.addr import Endpoint
 from meshnode.core.path_body import PROBED_AT_ONCE, SILENCE_MIN_S, PathBody, Probe
+from meshnode.core.path_carry import on_carried, on_hedge_over, on_stall_over, on_wg_stall
 from meshnode.core.path_size import SILENT_WATCH_S, SIZING, doubt_size, on_size_pong, on_size_timer, watch_wire
 from meshnode.core.path_timers import (
     count_miss,
     on_degraded_over,
     on_heartbeat,
-    on_hedge_over,
     on_miss_direct,
     on_reprobe_direct,
     on_reprobe_relay_only,
     on_round_degraded,
     on_round_direct,
     on_round_probing,
-    on_stall_over,
     on_tick,
     on_timeout_direct,
-    on_wg_stall,
 )
 from meshnode.core.path_values import Event, Hedge, Kick, Purpose, State, What
 from meshnode.core.score import Candidate, is_better
@@ -173,9 +171,7 @@ def _recv_direct(p: PathBody, source: Endpoint | None, what: What) -> None:
     if source is None:
         return
     if source == p.act.endpoint:
-        p.heard_act_at = p.now
-        p.hedges -= {Hedge.INSTALL, Hedge.STALL}
-        p.drop_timers(Event.HEDGE, Event.STALL)
+        on_carried(p)
     else:
         _ping_direct(p, source)
 

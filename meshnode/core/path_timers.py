@@ -1,13 +1,14 @@
-"""Rows that a peer's own clock raises: missed pings, heartbeats, rounds, and proofs that did not come.
+"""Rows that a peer's own clock raises: missed pings, heartbeats and rounds.
 
-Source: docs/protocol/paths.md 8.5, rows 6 to 13a and 18.
+Source: docs/protocol/paths.md 8.5, rows 6 to 12.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from meshnode.core.path_body import DOUBT_GAPS_S, HEDGE_S, ROUND_GAPS_S, SESSION_S, TICK_S, PathBody, Probe
+from meshnode.core.path_body import DOUBT_GAPS_S, ROUND_GAPS_S, SESSION_S, TICK_S, PathBody, Probe
+from meshnode.core.path_carry import look_for_stall
 from meshnode.core.path_size import SIZING, doubt_size, on_size_miss, retest, watch_wire
 from meshnode.core.path_values import Event, Hedge, Kick, Purpose, SeekRelay, State
 
@@ -23,13 +24,6 @@ HEDGE_LOSS: Final = 0.15
 CALM_LOSS: Final = 0.08
 LEAVE_LOSS: Final = 0.30
 CLEAN_LOSS: Final = 0.10
-STALL_SILENCE_S: Final = 12.0
-STALL_SENT_S: Final = 5.0
-STALL_WAIT_S: Final = 5.0
-ANSWER_S: Final = 10.5
-"""A WireGuard receiver of data answers within ten seconds, by keepalive if need be."""
-UNCLEAR_AFTER_INSTALL_S: Final = 5.0
-"""The peer may go on by relay this long before it finds the direct path from its side."""
 
 
 # 6 MISS, 7 TIMEOUT
@@ -89,16 +83,8 @@ def on_heartbeat(p: PathBody) -> None:
     retest(p)
     if act.finished and act.loss < CALM_LOSS:
         p.hedges.discard(Hedge.LOSS)
-    _look_for_stall(p)
+    look_for_stall(p)
     p.timers[Event.HEARTBEAT] = p.now + p.jitter(p.tuning.heartbeat_s, 0.1)
-
-
-def _look_for_stall(p: PathBody) -> None:
-    heard_at = max(p.heard_direct_at, p.heard_relay_at, p.installed_at)
-    if p.now - p.sent_at < STALL_SENT_S and p.now - heard_at >= STALL_SILENCE_S and Hedge.STALL not in p.hedges:
-        p.hedges.add(Hedge.STALL)
-        p.out.append(Kick())
-        p.timers[Event.STALL] = p.now + STALL_WAIT_S
 
 
 def on_reprobe_direct(p: PathBody) -> None:
@@ -173,34 +159,3 @@ def on_tick(p: PathBody) -> None:
         p.ping(candidate, Purpose.TICK)
     if p.now < p.tick_until:
         p.timers[Event.TICK] = p.now + p.jitter(TICK_S, 0.2)
-
-
-# 13 HEDGE, 13a STALL, 18 WG_STALL: pongs are not data
-
-
-def on_hedge_over(p: PathBody) -> None:
-    if Hedge.INSTALL not in p.hedges:
-        return
-    clear_at = p.installed_at + UNCLEAR_AFTER_INSTALL_S
-    if p.sent_at < p.installed_at or p.heard_direct_at > p.installed_at:
-        p.hedges.discard(Hedge.INSTALL)
-    elif p.heard_relay_at > clear_at and p.sent_at > p.installed_at:
-        p.doubt_carrying("it answers probes but sends its data by relay only")
-    elif max(p.heard_relay_at, p.installed_at) + ANSWER_S < p.now and p.now - p.installed_at > HEDGE_S + ANSWER_S:
-        p.doubt_carrying("it answers probes but no data")
-    else:
-        p.timers[Event.HEDGE] = p.now + UNCLEAR_AFTER_INSTALL_S
-
-
-def on_stall_over(p: PathBody) -> None:
-    if Hedge.STALL not in p.hedges:
-        return
-    if p.now - p.heard_relay_at < STALL_WAIT_S:
-        p.doubt_carrying("data comes back by relay only")
-    else:
-        p.hedges.discard(Hedge.STALL)
-
-
-def on_wg_stall(p: PathBody) -> None:
-    if p.act is not None:
-        p.doubt_carrying("probes are answered but WireGuard is not")

@@ -6,7 +6,7 @@ A node sleeps with its timers; its clock stands still meanwhile and its boot clo
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final
 
@@ -103,6 +103,7 @@ class SimNode(SimEngine):
         self.discovery.restun = self.look_up
         self.discovery.restun_now = self.look_up
         self.discovery.notify = self.note_state
+        self.discovery.roaming.judge_by(self.source_towards)
 
     def restart(self) -> None:
         """The process dies and starts again: another disco key, no sessions."""
@@ -188,16 +189,15 @@ class SimNode(SimEngine):
             segment.join(self, ip)
         if gone:
             self.mapped.clear()
-            self.update_endpoints()
-            self.discovery.on_link_change(gone)
-        else:
-            self.update_endpoints()
+        self.update_endpoints(gone)
         self.look_up()
 
-    def update_endpoints(self) -> None:
+    def update_endpoints(self, gone: Collection[IP] = ()) -> None:
         """Local addresses and what STUN said."""
         local = [Endpoint(ip, self.port) for ip in self.ips]
         endpoints = tuple(dict.fromkeys([*local, *self.mapped.values()]))
+        if gone or len(endpoints) > len(self.endpoints):
+            self.discovery.roaming.on_network(endpoints, gone, set(self.ips))
         if endpoints != self.endpoints:
             self.endpoints = endpoints
             self.discovery.set_endpoints(endpoints)
@@ -234,7 +234,7 @@ class SimNode(SimEngine):
 
     def transmit(self, target: Endpoint, data: bytes | Wg | Stun) -> None:
         """A UDP packet."""
-        source_ip = next((ip for ip in self.ips if ip.version == target.ip.version), None)
+        source_ip = self.source_towards(target.ip)
         if source_ip is None or not self.is_awake:
             self._refuse(target)
             return
@@ -249,6 +249,10 @@ class SimNode(SimEngine):
             return
         for delay in self.up.carry(packet, self.world.now, self.world.dice):
             self.segment.send(packet, delay)
+
+    def source_towards(self, target: IP) -> IP | None:
+        """Our address that packets to there leave from."""
+        return next((ip for ip in self.ips if ip.version == target.version), None)
 
     def _refuse(self, target: Endpoint) -> None:
         if self.now - self.refused.get(target, -1e9) >= ERROR_REPORT_S:

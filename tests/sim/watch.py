@@ -81,7 +81,8 @@ def broken(path: PeerPath, now: float, route: Route | None) -> str:
         if act.is_bad(now):
             return "I6: direct by a path in quarantine"
         limit = EVIDENCE_S + RTO_MAX_S + RTO_MIN_S + path.tuning.heartbeat_s * 1.1
-        if path.is_live and now - path.evidence_at > limit:
+        proved_at = max(path.evidence_at, path.installed_at - EVIDENCE_S)
+        if path.is_live and now - proved_at > limit:
             return f"I6: direct, but no evidence for {now - path.evidence_at:.1f} s"
     if state is State.UNKNOWN:
         armed = set(path.timers) - UNKNOWN_TIMERS
