@@ -626,6 +626,7 @@ static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kin
 COMMAND(remove_peer, MN_CMD_REMOVE_PEER, "k")
 COMMAND(kick, MN_CMD_KICK, "k")
 COMMAND(tell_disco_key, MN_CMD_DISCO_KEY, "ik")
+COMMAND(nudge, MN_CMD_NUDGE, "k")
 COMMAND(set_path, MN_CMD_SET_PATH, "kIpvgmno")
 COMMAND(inject, MN_CMD_INJECT, "gkb")
 COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
@@ -873,6 +874,7 @@ static PyMethodDef engine_methods[] = {
     {"set_offloads", engine_set_offloads, METH_VARARGS, "Whether the kernel may segment and coalesce."},
     {"kick", engine_kick, METH_VARARGS, "Request a handshake."},
     {"tell_disco_key", engine_tell_disco_key, METH_VARARGS, "Say inside the tunnel what our DISCO key is."},
+    {"nudge", engine_nudge, METH_VARARGS, "Let TCP repeat at once what it waits to repeat."},
     {"connect", engine_connect, METH_VARARGS, "Open a TCP connection."},
     {"abort", engine_abort, METH_VARARGS, "Give up a pending connect."},
     {"listen", engine_listen, METH_VARARGS, "Take TCP connections."},

@@ -310,6 +310,10 @@ class Engine:
         """A datagram (DISCO, STUN) from the WireGuard port."""
         self._native.send_raw(ip.packed, port, data)
 
+    def nudge(self, key: NodePublic) -> None:
+        """There is a way to the peer again: what its connections wait to repeat is repeated at once."""
+        self._native.nudge(key.raw)
+
     def kick(self, key: NodePublic) -> None:
         """Request a WireGuard handshake with this peer now."""
         self._native.kick(key.raw)

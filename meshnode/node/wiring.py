@@ -60,6 +60,7 @@ class Wiring:
         discovery.kick = engine.kick
         discovery.tell_key = self._tell_disco_key
         engine.on_disco_key = discovery.on_disco_key
+        discovery.nudge = engine.nudge
         discovery.notify = self._on_path
         self._mute_udp(self._node.paths == "relay")
         discovery.allow_relay(self._node.paths != "direct")

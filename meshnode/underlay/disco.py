@@ -251,6 +251,8 @@ class Discovery(Paths):
         for known, path in self._awake():
             if known.region == region:
                 self._perform(known, path.on_relay(region, self._is_up(region), self._clock.now()))
+                if self._is_up(region) and path.last_path.mode is not Mode.DIRECT:
+                    self.nudge(known.key)
 
     # --- what the link says ---
 

@@ -15,7 +15,7 @@ from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.keys import DiscoPrivate, NodePublic
 from meshnode.core.bucket import Bucket
 from meshnode.core.path import PeerPath
-from meshnode.core.path_values import Call, Effect, Kick, Mode, Notify, SeekRelay, SendPing, SetPath, Tuning
+from meshnode.core.path_values import Call, Effect, Kick, Mode, Notify, SeekRelay, SendPing, SetPath, State, Tuning
 from meshnode.run.clock import Clock
 from meshnode.underlay.deadlines import CallLater, Deadlines
 from meshnode.underlay.peer_relay import Meetings
@@ -63,12 +63,15 @@ class Paths(Speaker):
         """Engine.kick"""
         self.tell_key: Callable[[NodePublic], Any] = ignore
         """Say our key to this peer inside the tunnel."""
+        self.nudge: Callable[[NodePublic], Any] = ignore
+        """Engine.nudge"""
         self.notify: Callable[[NodePublic, str, str, str], Any] = ignore
         """(peer, old state, new state, reason); equal states: another direct endpoint."""
 
     # --- effects ---
 
     def _perform(self, known: Known, effects: Iterable[Effect]) -> None:
+        has_new_way = False
         for effect in effects:
             if isinstance(effect, SendPing):
                 self.roaming.note(effect.endpoint.ip)
@@ -79,10 +82,14 @@ class Paths(Speaker):
                 self._meetings.search(known, is_urgent=effect.is_urgent)
             elif isinstance(effect, SetPath):
                 self.set_path(known.key, effect.direct, effect.region, int(effect.mode), effect.limit, effect.others)
+                has_new_way = has_new_way or effect.mode is not Mode.NONE
             elif isinstance(effect, Kick):
                 self.kick(known.key)
             elif isinstance(effect, Notify):
                 self.notify(known.key, effect.old.value, effect.new.value, effect.reason)
+                has_new_way = has_new_way or effect.new is State.DIRECT
+        if has_new_way:  # connections that repeat in vain, ever more seldom, need not wait it out
+            self.nudge(known.key)
         self._deadlines.arm(known)
 
     # --- peer relays ---

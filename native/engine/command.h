@@ -24,6 +24,7 @@ enum mn_command_kind {
     MN_CMD_SEND_RAW,   /* blob */
     MN_CMD_KICK,
     MN_CMD_DISCO_KEY, /* key: ours; ep: whom to tell */
+    MN_CMD_NUDGE,
     MN_CMD_CONNECT,
     MN_CMD_ABORT,
     MN_CMD_LISTEN, /* number: backlog */

@@ -249,6 +249,8 @@ static int run_for_peer(struct mn_engine *e, const struct mn_command *cmd)
         mn_tunnel_drop_peer(e, peer);
     else if (cmd->kind == MN_CMD_SET_PATH)
         mn_tunnel_set_path(e, peer, cmd);
+    else if (cmd->kind == MN_CMD_NUDGE)
+        mn_stack_nudge(e->stack, peer, e->now_ns);
     else
         (void)mn_wg_kick(e->wg, peer, e->now_ns);
     return 0;
@@ -277,6 +279,7 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
     case MN_CMD_REMOVE_PEER:
     case MN_CMD_SET_PATH:
     case MN_CMD_KICK:
+    case MN_CMD_NUDGE:
         return run_for_peer(e, cmd);
     case MN_CMD_SET_FILTER:
         return mn_stack_set_filter(e->stack, cmd->blob, cmd->len);

@@ -460,3 +460,29 @@ void mn_stack_path_failed(struct mn_stack *s, uint32_t peer, uint64_t now_ns)
     }
     mn_turn_leave(s);
 }
+
+/* What was repeated in vain waits ever longer, though not because of the network that is there now. */
+static void nudge(struct mn_stack *s, struct mn_conn *c)
+{
+    if (c->state == MN_SYN_SENT) {
+        if (c->syn_tries > 0)
+            mn_tcp_send_syn(s, c);
+        return;
+    }
+    if (c->rtt.backoff == 0 || c->due[MN_T_RETX] == MN_DEADLINE_NONE)
+        return;
+    if (c->rtt.backoff > 1)
+        c->rtt.backoff--; /* the repetition itself counts */
+    mn_conn_set_timer(s, c, MN_T_RETX, s->now);
+}
+
+void mn_stack_nudge(struct mn_stack *s, uint32_t peer, uint64_t now_ns)
+{
+    mn_turn_enter(s, now_ns);
+    for (uint32_t i = 0; i < s->slot_used; i++) {
+        struct mn_conn *c = s->slots[i].conn;
+        if (c != NULL && belongs_to(s, c, peer))
+            nudge(s, c);
+    }
+    mn_turn_leave(s);
+}

@@ -630,6 +630,56 @@ static void test_peer_gone_and_path_failed(void)
     rig_stop(&r);
 }
 
+/* A path that is back need not wait for the next try, and what was never tried in vain is left alone. */
+static void test_nudge(void)
+{
+    struct rig r;
+    uint8_t data[100] = {0};
+    rig_start(&r);
+    struct rig_flow f = rig_accept(&r, (struct rig_open){.mss = 1240});
+    CHECK_INT(rig_write(&r, data, sizeof data), sizeof data);
+    RIG_EXPECT(&r, A, f.us, f.them, sizeof data);
+    mn_stack_nudge(r.s, RIG_PEER, r.now);
+    rig_advance(&r, 0);
+    rig_none(&r);
+    rig_advance(&r, 20 * MN_SECOND);
+    while (rig_take(&r))
+        ;
+    uint64_t before = mn_stack_stats(r.s)->tcp_timeouts;
+    CHECK(before >= 4);
+    mn_stack_nudge(r.s, RIG_PEER + 1, r.now); /* somebody else's path */
+    rig_advance(&r, 0);
+    rig_none(&r);
+    mn_stack_nudge(r.s, RIG_PEER, r.now);
+    rig_advance(&r, 0);
+    RIG_EXPECT(&r, A, f.us, f.them, sizeof data);
+    CHECK_INT(mn_stack_stats(r.s)->tcp_timeouts, before + 1);
+    f.us += sizeof data;
+    rig_in(&r, rig_segment(&f, A, NULL, 0));
+    mn_stack_nudge(r.s, RIG_PEER, r.now);
+    rig_advance(&r, 0);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+static void test_nudge_a_syn(void)
+{
+    struct rig r;
+    rig_start(&r);
+    struct rig_flow f = rig_connect(&r); /* the SYN has left */
+    mn_stack_nudge(r.s, RIG_PEER, r.now);
+    rig_advance(&r, 0);
+    rig_none(&r);
+    rig_advance(&r, 8 * MN_SECOND);
+    CHECK(rig_take(&r));
+    while (rig_take(&r))
+        ;
+    mn_stack_nudge(r.s, RIG_PEER, r.now);
+    RIG_EXPECT(&r, S, f.us - 1, 0, 0);
+    rig_none(&r);
+    rig_stop(&r);
+}
+
 static void test_keepalive(void)
 {
     struct rig r;
@@ -769,6 +819,8 @@ int main(void)
     RUN(test_time_wait_reuse);
     RUN(test_time_wait_cap);
     RUN(test_peer_gone_and_path_failed);
+    RUN(test_nudge);
+    RUN(test_nudge_a_syn);
     RUN(test_keepalive);
     RUN(test_strangers_keep_nothing_alive);
     RUN(test_address_taken_away);
