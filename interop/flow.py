@@ -42,7 +42,7 @@ class Download:
 
     def __enter__(self) -> Download:
         self._thread.start()
-        until(lambda: len(self._at) >= 10 or self._error, 20.0, f"the download from {self.name} flows")
+        until(lambda: len(self._at) >= 3 or self._error, 20.0, f"the download from {self.name} flows")
         self._raise()
         return self
 

@@ -141,11 +141,18 @@ def test_an_interface_that_is_deleted_and_comes_back(trio: Trio) -> None:
 
 
 def test_a_process_that_was_stopped(trio: Trio) -> None:
+    """What it asks for anew is there at once; what flowed goes on when the peers' TCP tries again, and arrives whole."""
     process = trio.mover.running
     with trio.downloads() as flows:
         process.signal(signal.SIGSTOP)
         stopped_at = time.monotonic()
         until(lambda: time.monotonic() - stopped_at >= STOPPED_S, STOPPED_S + 5, "the stop is over")
         process.signal(signal.SIGCONT)
-        finish(flows, f"stopped for {STOPPED_S:g} s", time.monotonic(), 5.0)
+        resumed_at = time.monotonic()
+        for name in PEERS:
+            with Download(trio.mover.host, SOCKS5, name, 0.2) as fresh:
+                fresh.finish()
+            record(f"stopped for {STOPPED_S:g} s, a new request", name, seconds=time.monotonic() - resumed_at)
+            assert time.monotonic() - resumed_at <= 5.0
+        finish(flows, f"stopped for {STOPPED_S:g} s", resumed_at, 30.0)
     process.wait_until(lambda: "woke up" in process.err(), 5.0, "it noticed")

@@ -72,7 +72,8 @@ class Candidate:
         self.forget()
 
     def forget(self) -> None:
-        """The link changed: what was measured holds no longer."""
+        """The link changed: what was measured holds no longer, and what was unreachable need not be."""
+        self.bad_until = -1e9
         self.srtt: float | None = None
         self.var = 0.0
         self.pong_at = -1e9

@@ -82,3 +82,11 @@ def test_classes_and_probe_order() -> None:
     assert [address_class(parse_ip(text)) for text in order] == [0, 1, 2, 3, 4, 5]
     local, learned = candidate("8.8.8.8:1", 1, kind=Kind.LOCAL), candidate("10.0.0.1:1", 1, kind=Kind.REFLEXIVE)
     assert probe_order(local) < probe_order(learned)
+
+
+def test_another_network_makes_the_unreachable_worth_asking() -> None:
+    candidate = Candidate(Endpoint.parse("198.51.100.7:1"), Kind.NETMAP)
+    candidate.bad_until = 100.0
+    assert candidate.is_bad(50.0)
+    candidate.forget()
+    assert not candidate.is_bad(50.0)
