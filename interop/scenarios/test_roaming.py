@@ -141,7 +141,7 @@ def test_an_interface_that_is_deleted_and_comes_back(trio: Trio) -> None:
 
 
 def test_a_process_that_was_stopped(trio: Trio) -> None:
-    """What it asks for anew is there at once; what flowed goes on when the peers' TCP tries again, and arrives whole."""
+    """What it asks for anew is there at once; what flowed goes on when its sender tries again."""
     process = trio.mover.running
     with trio.downloads() as flows:
         process.signal(signal.SIGSTOP)
