@@ -22,6 +22,8 @@ HOME = RegionId(7)
 US = NodePrivate.generate(CLOCK.entropy).public()
 HERE = Endpoint.parse("192.0.2.50:4000")
 TXID = bytes(range(12))
+RELAYED = Endpoint.parse("127.3.3.40:7")
+"""What a pong by relay region 7 says its ping came from."""
 
 
 def node(key: NodePublic, disco: DiscoPrivate | None, *endpoints: Endpoint, home: RegionId = HOME) -> Node:
@@ -129,6 +131,18 @@ def test_a_call_counts_only_by_relay_and_from_whom_the_relay_says() -> None:
     run(scenario)
 
 
+def test_calls_beyond_their_limit_only_add_addresses() -> None:
+    def scenario(rig: Rig) -> None:
+        for number in range(20):
+            there = Endpoint.parse(f"198.51.100.{number}:7")
+            rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.CallMeMaybe((there,))))
+        pinged = {str(ip) for ip, _, _ in rig.udp}
+        assert "198.51.100.4" in pinged and "198.51.100.6" not in pinged
+        assert len(rig.candidates(rig.key)) == 21, "kept for the next round"
+
+    run(scenario)
+
+
 def test_the_first_packet_calls_and_pings_and_a_pong_moves_it() -> None:
     def scenario(rig: Rig) -> None:
         assert rig.paths == [(rig.key, None, HOME, Mode.RELAY)]
@@ -209,6 +223,9 @@ def test_a_shared_disco_key_is_resolved_by_its_hint_or_only_answered() -> None:
         rig.discovery.on_disco(source.ip, source.port, rig.seal(wire.Ping(TXID, twin)))
         assert len(rig.said(wire.Pong)) == 2 and len(rig.said(wire.Ping)) == 1
         assert [source in rig.candidates(key) for key in (twin, rig.key)] == [True, False]
+        for key in (twin, rig.key):  # by relay its word counts, whatever the ping says
+            rig.discovery.on_relay_disco(HOME, key, rig.seal(wire.Ping(TXID, US)))
+            assert rig.relayed[-1][1] == key and rig.open(rig.relayed[-1][2]) == wire.Pong(TXID, RELAYED)
 
     run(scenario)
 
@@ -289,7 +306,7 @@ def test_a_ping_by_relay_is_answered_by_relay() -> None:
     def scenario(rig: Rig) -> None:
         rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.Ping(TXID, rig.key)))
         assert rig.udp == []
-        assert rig.open(rig.relayed[0][2]) == wire.Pong(TXID, Endpoint.parse("127.3.3.40:7"))
+        assert rig.open(rig.relayed[0][2]) == wire.Pong(TXID, RELAYED)
 
     run(scenario)
 
