@@ -40,6 +40,7 @@
     X(rx_roamed)                                                                                                       \
     X(rx_ecn_drops)                                                                                                    \
     X(tx_no_path)                                                                                                      \
+    X(tx_waiting_lost)                                                                                                 \
     X(tx_relay)                                                                                                        \
     X(tx_deferred_lost)                                                                                                \
     X(accept_refused) X(flows_opened) X(flows_refused) X(app_bytes_in) X(app_bytes_out) X(app_reads) X(app_writes)

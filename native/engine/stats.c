@@ -72,6 +72,7 @@ static void put_engine(struct mn_engine *e, struct mn_answer *a)
 {
     const struct mn_wg_stats *wg = mn_wg_stats(e->wg);
     const struct mn_stack_stats *ip = mn_stack_stats(e->stack);
+    e->stats.tx_waiting_lost = e->tunnel.waiting.lost;
 #define X(name) put(a, e->stats.name);
     MN_ENGINE_COUNTERS(X)
 #undef X

@@ -20,6 +20,7 @@ int mn_tunnel_init(struct mn_engine *e)
 {
     struct mn_tunnel *t = &e->tunnel;
     t->scratch = malloc(e->mtu + MN_WG_OVERHEAD + MN_WG_PADDING);
+    mn_waiting_init(&t->waiting);
     t->out_peer = MN_PEER_NONE;
     return t->scratch != NULL ? 0 : -ENOMEM;
 }
@@ -28,6 +29,7 @@ void mn_tunnel_destroy(struct mn_engine *e)
 {
     free(e->tunnel.scratch);
     free(e->tunnel.peers);
+    mn_waiting_destroy(&e->tunnel.waiting);
 }
 
 static struct mn_peer *peer_of(const struct mn_engine *e, uint32_t peer)
@@ -108,16 +110,34 @@ static void send_initiation(struct mn_engine *e, struct mn_peer *p, unsigned att
 }
 
 /* Data by every way it takes, the relay first: nothing may delay the copy that arrives. False if there is none. */
-static bool send_data(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len, uint8_t ecn)
+static bool send_by_ways(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len, uint8_t ecn)
 {
     unsigned ways = mn_way_of_data(p, len, e->now_ns);
     if ((ways & MN_WAY_RELAY) != 0)
         send_by_relay(e, p, pkt, len);
     if ((ways & MN_WAY_DIRECT) != 0)
         send_direct(e, p, pkt, len, ecn);
-    if (ways == 0)
-        e->stats.tx_no_path++;
     return ways != 0;
+}
+
+/* The same; what has no way waits for one. */
+static bool send_data(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len, uint8_t ecn)
+{
+    if (send_by_ways(e, p, pkt, len, ecn))
+        return true;
+    e->stats.tx_no_path++;
+    mn_waiting_put(&e->tunnel.waiting, (uint32_t)(p - e->tunnel.peers), pkt, len, e->now_ns);
+    return false;
+}
+
+static void send_waiting(struct mn_engine *e, struct mn_peer *p)
+{
+    struct mn_waiting_packet *w;
+    uint32_t peer = (uint32_t)(p - e->tunnel.peers);
+    while ((w = mn_waiting_take(&e->tunnel.waiting, peer, e->now_ns)) != NULL) {
+        (void)send_by_ways(e, p, w->pkt, w->len, MN_ECN_NONE);
+        free(w);
+    }
 }
 
 /* An answer goes where its question came from; by relay to the node that asked. */
@@ -152,7 +172,8 @@ static void send_now(struct mn_engine *e, uint32_t peer, enum mn_wg_kind kind, u
         send_initiation(e, p, attempt, pkt, len);
         return;
     }
-    bool sent = send_data(e, p, pkt, len, MN_ECN_NONE);
+    /* A keepalive is not worth waiting. */
+    bool sent = kind == MN_WG_DATA ? send_data(e, p, pkt, len, MN_ECN_NONE) : send_by_ways(e, p, pkt, len, MN_ECN_NONE);
     if (kind == MN_WG_DATA || !sent)
         mn_tell_peer_send(e, p, !sent);
 }
@@ -514,6 +535,7 @@ void mn_tunnel_drop_peer(struct mn_engine *e, uint32_t peer)
     struct mn_peer *p = peer_of(e, peer);
     mn_stack_peer_gone(e->stack, peer, e->now_ns);
     (void)mn_wg_peer_remove(e->wg, peer);
+    mn_waiting_forget(&e->tunnel.waiting, peer);
     if (p != NULL)
         p->is_used = false;
 }
@@ -526,6 +548,7 @@ void mn_tunnel_drop_unknown(struct mn_engine *e)
         if (!p->is_used || (mn_wg_peer_find(e->wg, p->key, &found) == 0 && found == peer))
             continue;
         mn_stack_peer_gone(e->stack, peer, e->now_ns);
+        mn_waiting_forget(&e->tunnel.waiting, peer);
         p->is_used = false;
     }
 }
@@ -564,10 +587,11 @@ void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_comm
     set_others(p, cmd);
     set_mtu(e, peer, p);
     uint16_t len = p->unsent_len;
-    if (len == 0 || (!mn_way_has_direct(p) && !mn_way_has_relay(p)))
+    if (!mn_way_has_direct(p) && !mn_way_has_relay(p))
         return;
+    send_waiting(e, p);
     p->unsent_len = 0;
-    if (e->now_ns - p->unsent_at < UNSENT_FRESH_S * MN_NS_PER_S)
+    if (len > 0 && e->now_ns - p->unsent_at < UNSENT_FRESH_S * MN_NS_PER_S)
         send_initiation(e, p, 0, p->unsent, len);
 }
 

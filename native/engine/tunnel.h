@@ -13,6 +13,7 @@
 #include <stdint.h>
 
 #include "../mem/addr.h"
+#include "waiting.h"
 
 struct mn_engine;
 struct mn_wg_ops;
@@ -71,6 +72,7 @@ struct mn_error_told {
 struct mn_tunnel {
     struct mn_peer *peers; /* by the device's slot */
     uint32_t cap;
+    struct mn_waiting waiting;
     uint8_t own_key[32];
     /* of the message being read */
     const uint8_t *sender; /* relay sender, NULL otherwise */

@@ -378,6 +378,72 @@ static void test_waiting_initiation_leaves_with_the_path(void)
     stop();
 }
 
+/* What was sealed while nothing led there leaves with the path, in order; of more than sixteen the newest. */
+static void test_sealed_packets_wait_for_a_path(void)
+{
+    int client, server;
+    start(MN_MODE_DIRECT);
+    join(&client, &server);
+    pump(client, server, 1000);
+    struct mn_waiting *w = &e[A]->tunnel.waiting;
+    set_path(A, MN_MODE_NONE);
+    turn();
+    CHECK_INT(w->count, 0);
+    uint64_t before = e[A]->stats.tx_no_path;
+    CHECK_INT(write(client, "late", 4), 4);
+    while (e[A]->stats.tx_no_path == before)
+        turn();
+    CHECK(w->count > 0 && w->count <= MN_WAITING_OF_PEER);
+    uint64_t started = mn_clock_ns();
+    set_path(A, MN_MODE_DIRECT);
+    char got[8];
+    size_t n = 0;
+    while (n < 4) {
+        turn();
+        ssize_t k = recv(server, got + n, sizeof got - n, MSG_DONTWAIT);
+        n += k > 0 ? (size_t)k : 0;
+        CHECK(mn_clock_ns() - started < 2 * MN_NS_PER_S);
+    }
+    CHECK(memcmp(got, "late", 4) == 0);
+    CHECK_INT(w->count, 0);
+    close(client);
+    close(server);
+    stop();
+}
+
+static void test_what_waits_is_bounded(void)
+{
+    struct mn_waiting w;
+    struct mn_waiting_packet *p;
+    uint8_t pkt[9000];
+    mn_waiting_init(&w);
+    for (unsigned i = 0; i < 20; i++) {
+        pkt[0] = (uint8_t)i;
+        mn_waiting_put(&w, 7, pkt, 1000, 1);
+        mn_waiting_put(&w, 8, pkt, 9000, 1);
+    }
+    CHECK_INT(w.count, 16 + 7); /* seven of 9000 bytes are 63 000 */
+    CHECK_INT(w.lost, 4 + 13);
+    p = mn_waiting_take(&w, 8, 2);
+    CHECK_INT(p->pkt[0], 13);
+    free(p);
+    mn_waiting_forget(&w, 8);
+    CHECK_INT(w.count, 16);
+    for (unsigned i = 4; i < 20; i++) {
+        p = mn_waiting_take(&w, 7, MN_WAITING_NS);
+        CHECK_INT(p->pkt[0], i);
+        free(p);
+    }
+    CHECK(mn_waiting_take(&w, 7, 2) == NULL);
+    mn_waiting_put(&w, 7, pkt, 10, 5);
+    CHECK(mn_waiting_take(&w, 7, 5 + MN_WAITING_NS) == NULL && w.count == 0);
+    for (uint32_t peer = 0; peer < 2 * MN_WAITING_MAX; peer++)
+        mn_waiting_put(&w, peer, pkt, 10, 6);
+    CHECK_INT(w.count, MN_WAITING_MAX);
+    mn_waiting_destroy(&w);
+    CHECK_INT(w.count, 0);
+}
+
 static void test_answer_returns_by_the_relay_even_without_a_path(void)
 {
     start(MN_MODE_RELAY);
@@ -1023,6 +1089,8 @@ int main(void)
     RUN(test_no_route);
     RUN(test_abort_of_a_pending_connect);
     RUN(test_waiting_initiation_leaves_with_the_path);
+    RUN(test_sealed_packets_wait_for_a_path);
+    RUN(test_what_waits_is_bounded);
     RUN(test_answer_returns_by_the_relay_even_without_a_path);
     RUN(test_initiations_alternate);
     RUN(test_a_waiting_initiation_is_sent_once);
