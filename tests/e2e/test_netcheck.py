@@ -43,13 +43,13 @@ async def until_home(county: County, node: Node, name: str, number: int, bound_s
 @loops
 def test_ready_does_not_wait_for_measures_and_the_nearest_becomes_home(loop: str) -> None:
     async def work() -> None:
-        async with make_county(120, 5) as county:
+        async with make_county(400, 5) as county:
             node = await county.join("one")
             await until_home(county, node, "one", 902)
             report = node.network().report
             assert report.udp and report.ipv4 and not report.ipv6 and report.home == 902
             latencies = {int(r): reading.v4_s or 9.0 for r, reading in report.regions.items()}
-            assert 0.118 <= latencies[901] < 1 and 0.003 <= latencies[902] < latencies[901]
+            assert 0.398 <= latencies[901] < 3 and 0.003 <= latencies[902] < latencies[901]
             assert "r902 answers in" in node.network().home_reason and "r901 in" in node.network().home_reason
             # The old home stays for peers that have not heard of the move.
             pool = node._running().pool
@@ -61,14 +61,14 @@ def test_ready_does_not_wait_for_measures_and_the_nearest_becomes_home(loop: str
 
 def test_a_close_home_is_kept_and_reports_cost_control_nothing() -> None:
     async def work() -> None:
-        async with make_county(2, 0) as county:
-            node, other = await county.pair()
-            assert home(node) == home(other) == 901
+        async with make_county(100, 98) as county:
+            node, _ = await county.pair()
+            assert home(node) == 901
             control = node._running().control
             await until(lambda: control.says.acknowledged == control.says.generation, "all is told")
             told = control.counters["lite_updates"]
             for number in range(6):
-                county.districts[0].stun.delay_s = 0.002 * (number % 3)
+                county.districts[0].stun.delay_s = 0.100 + 0.002 * (number % 3)
                 report = await node.netcheck()
                 assert report.is_full and report.home == 901 and sorted(report.regions) == [901, 902]
             assert control.says.acknowledged == control.says.generation, "nothing to tell"
@@ -82,7 +82,7 @@ def test_a_close_home_is_kept_and_reports_cost_control_nothing() -> None:
 
 def test_the_home_is_what_we_measured_whatever_control_echoes() -> None:
     async def work() -> None:
-        async with make_county(100, 0) as county:
+        async with make_county(400, 0) as county:
             node = await county.join("one")
             await until_home(county, node, "one", 902)
             county.member("one").home = 901
@@ -97,7 +97,7 @@ def test_the_home_is_what_we_measured_whatever_control_echoes() -> None:
 @loops
 def test_a_home_whose_tcp_died_is_left_although_its_stun_answers(loop: str) -> None:
     async def work() -> None:
-        async with make_county(0, 60) as county:
+        async with make_county(0, 400) as county:
             node, other = await county.pair()
             assert home(node) == 901
             started = asyncio.get_running_loop().time()
@@ -183,7 +183,7 @@ def test_no_check_is_made_without_cause_and_a_stale_list_is_one() -> None:
 
 def test_the_command_says_it_in_words_and_in_json(tmp_path: Path) -> None:
     async def work() -> None:
-        async with make_county(0, 30) as county:
+        async with make_county(0, 400) as county:
             key = county.control.add_key()
             settings = {"MESHNODE_PLAIN_RELAYS": "true", "MESHNODE_USE_LOOPBACK": "true"}
             async with up(county, tmp_path, "--auth-key", key, **settings) as node:
@@ -191,7 +191,7 @@ def test_the_command_says_it_in_words_and_in_json(tmp_path: Path) -> None:
                 found = json.loads(await node.say("netcheck", "--json"))
                 assert found["UDP"] is True and found["IPv4"] is True and found["MappingVariesByDestIP"] is False
                 assert found["PreferredDERP"] == 901 and found["Home"]["Connected"] is True
-                assert list(found["RegionLatency"]) == ["901", "902"] and found["RegionLatency"]["902"] >= 30_000_000
+                assert list(found["RegionLatency"]) == ["901", "902"] and found["RegionLatency"]["902"] >= 398_000_000
                 assert [r["RegionCode"] for r in found["Regions"]] == ["r901", "r902"]
                 ours = Endpoint.parse(found["GlobalV4"])
                 assert found["NAT"] == "none" and found["GlobalV4Counters"] == {str(ours): 2}
