@@ -1,7 +1,8 @@
 """NetInfo: what control is told of our network, and no more often than it matters.
 
 Headscale sends every difference on to every peer, so a fact changes only when two reports in a row say so, or the
-network itself changed; "not known" never replaces what was known; latencies are rounded and alone no news.
+network itself changed; "not known" never replaces what was known; that no gateway maps ports is not worth a message;
+latencies are rounded and alone no news.
 Source: docs/protocol/control.md 8.
 """
 
@@ -14,6 +15,8 @@ from meshnode.core.report import NetReport
 
 DIGITS: Final = 3
 """Milliseconds are enough to sort regions by."""
+
+GATEWAY: Final = frozenset({"UPnP", "PMP", "PCP"})
 
 
 class NetInfo:
@@ -33,7 +36,7 @@ class NetInfo:
         new = _facts(report) | {"HavePortMap": portmapped is not None}
         doubted = {}
         for name, value in new.items():
-            if value is None:
+            if value is None or (value is False and name in GATEWAY and name not in self._facts):
                 continue
             is_sure = name not in self._facts or self._doubted.get(name) == value or name == "HavePortMap"
             if is_sure:

@@ -65,6 +65,7 @@ def test_a_close_home_is_kept_and_reports_cost_control_nothing() -> None:
             node, _ = await county.pair()
             assert home(node) == 901
             control = node._running().control
+            await node.netcheck()
             await until(lambda: control.says.acknowledged == control.says.generation, "all is told")
             told = control.counters["lite_updates"]
             for number in range(6):

@@ -38,6 +38,15 @@ def test_not_knowing_takes_nothing_back() -> None:
         assert info.learn(report(None))["MappingVariesByDestIP"] is True
 
 
+def test_that_no_gateway_maps_ports_is_not_worth_a_message_but_that_one_ceased_is() -> None:
+    info = NetInfo()
+    first = info.learn(report())
+    assert info.learn(report(upnp=False, pmp=False, pcp=False)) == first
+    assert info.learn(report(upnp=True))["UPnP"] is True
+    info.learn(report(upnp=False))
+    assert info.learn(report(upnp=False))["UPnP"] is False
+
+
 def test_udp_is_said_to_work_or_not_only_if_it_was_tried() -> None:
     assert "WorkingUDP" not in NetInfo().learn(NetReport())
     assert NetInfo().learn(report(udp=False))["WorkingUDP"] is False
