@@ -30,11 +30,11 @@ from tests.e2e.town import make_town
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     "README.md", "docs/quickstart.md", "docs/guides/serve.md", "docs/guides/capability.md", "docs/guides/embedding.md",
-    "docs/guides/wireguard.md", "docs/guides/relay.md", "docs/guides/paths.md",
+    "docs/guides/wireguard.md", "docs/guides/relay.md", "docs/guides/paths.md", "docs/guides/proxies.md",
 ]  # fmt: skip
 TUN_PAGE = "docs/guides/tun.md"
 """Run by tests/e2e/test_tun.py in a namespace of its own: it makes a kernel interface."""
-TOOLS = {"docs/guides/wireguard.md": ("wg",)}
+TOOLS = {"docs/guides/wireguard.md": ("wg",), "docs/guides/proxies.md": ("tinyproxy",)}
 """What a page's own subject needs beside those of all."""
 BOUND_S = 120.0
 NOT_RUN = {
@@ -42,6 +42,8 @@ NOT_RUN = {
     "pip install '.[test]' && pytest": "the second",
     "pip install .": "as above",
     "export MESHNODE_CONTROL_URL=https://hs.example.com": "the test sets its own",
+    "export HTTPS_PROXY=http://USER:PASSWORD@proxy.example.com:3128": "no such proxy; tests/unit/core/test_proxies.py",
+    "export NO_PROXY=localhost,10.0.0.0/8,.example.internal": "as above",
     "export MESHNODE_AUTH_KEY=…    # headscale preauthkeys create --user ID --expiration 1h": "the test sets its own",
 }
 FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
