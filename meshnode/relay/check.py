@@ -1,7 +1,8 @@
 """`meshnode derp --check HOST`: a relay looked at from outside, step by step, each with what to mend.
 
 DNS, TCP, TLS and the certificate, the upgrade and the greeting, STUN, the clock, the round trip. A step that fails
-ends the steps that need it. Nothing is logged in: any relay may be asked.
+ends the steps that need it. Nothing is logged in: any relay may be asked. An HTTP proxy that leads there is used, as a
+node would.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from meshnode.base.errors import ProtocolError, RelayError
+from meshnode.base.errors import ProtocolError, ProxyError, RelayError
+from meshnode.base.proxy import Proxy
+from meshnode.core.proxies import Proxies
 from meshnode.relay.dial import matches_name
 from meshnode.relay.identity import names_of, pin_of
-from meshnode.wire import derp, stun
+from meshnode.relay.link import UpgradeRefused
+from meshnode.run.connect import connect_through
+from meshnode.wire import derp, stun, websocket
 from meshnode.wire.http1 import ClientHttp
 
 STEP_S: Final = 5.0
@@ -68,17 +73,40 @@ async def run_check(
     return 0 if all(finding.ok for finding in findings) else 1
 
 
-async def check(host: str, port: int, *, ca_file: str = "", stun_port: int = STUN_PORT) -> list[Finding]:
-    """Every finding about one relay."""
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How to reach the relay."""
+
+    address: tuple[str, int]
+    """Through a proxy the name, which the proxy resolves."""
+    proxy: Proxy | None
+    ca_file: str
+
+    async def open(self, **tls: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection, with TLS if `ssl` and `server_hostname` say so."""
+        if self.proxy is None:
+            return await asyncio.open_connection(*self.address, **tls)
+        sock = await connect_through(self.proxy, *self.address, ca_file=self.ca_file)
+        return await asyncio.open_connection(sock=sock, **tls)
+
+
+async def check(
+    host: str, port: int, *, ca_file: str = "", stun_port: int = STUN_PORT, proxies: Proxies | None = None
+) -> list[Finding]:
+    """Every finding about one relay. proxies: None goes by the environment."""
     findings: list[Finding] = []
+    proxy = (proxies or Proxies("", os.environ)).choose("https", host, port)
     with suppress(_Stop):
-        address = await _resolve(host, port, findings)
-        certificate, reader, writer = await _connect(host, address, ca_file, findings)
+        address = await _resolve(host, port, findings) if proxy is None else (host, port)
+        way = _Way(address, proxy, ca_file)
+        certificate, reader, writer = await _connect(host, way, findings)
         try:
-            await _greet(host, reader, writer, certificate, findings)
+            await _greet(host, reader, writer, findings)
+        except UpgradeRefused as error:
+            await _try_websocket(host, way, certificate is not None, error, findings)
         finally:
             writer.transport.abort()
-    if findings and findings[0].ok:
+    if proxy is None and findings and findings[0].ok:
         await _stun(host, stun_port, findings)
     return findings
 
@@ -105,39 +133,43 @@ async def _resolve(host: str, port: int, findings: list[Finding]) -> tuple[str, 
 
 
 async def _connect(
-    host: str, address: tuple[str, int], ca_file: str, findings: list[Finding]
+    host: str, way: _Way, findings: list[Finding]
 ) -> tuple[x509.Certificate | None, asyncio.StreamReader, asyncio.StreamWriter]:
     started = time.monotonic()
     try:
         async with asyncio.timeout(STEP_S):
-            _, probe = await asyncio.open_connection(*address)
+            _, probe = await way.open()
+    except ProxyError as error:
+        findings.append(Finding("proxy", False, str(error)))
+        raise _Stop from None
     except (OSError, TimeoutError) as error:
         why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-        mend = f"is the relay running there, and does a firewall let TCP {address[1]} in?"
-        findings.append(Finding("TCP", False, f"{address[0]} port {address[1]}: {why}", mend))
+        mend = f"is the relay running there, and does a firewall let TCP {way.address[1]} in?"
+        findings.append(Finding("TCP", False, f"{way.address[0]} port {way.address[1]}: {why}", mend))
         raise _Stop from None
-    findings.append(Finding("TCP", True, f"connected in {(time.monotonic() - started) * 1000:.1f} ms"))
+    through = f" through the proxy {way.proxy}" if way.proxy is not None else ""
+    findings.append(Finding("TCP", True, f"connected{through} in {(time.monotonic() - started) * 1000:.1f} ms"))
     probe.transport.abort()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     try:
         async with asyncio.timeout(STEP_S):
-            reader, writer = await asyncio.open_connection(*address, ssl=context, server_hostname=host)
+            reader, writer = await way.open(ssl=context, server_hostname=host)
     except (OSError, TimeoutError) as error:
         mend = "it may speak plain HTTP (--plain), which only clients configured for it use"
         findings.append(Finding("TLS", False, getattr(error, "reason", None) or str(error) or "no answer", mend))
         with suppress(OSError, TimeoutError):
             async with asyncio.timeout(STEP_S):
-                return None, *await asyncio.open_connection(*address)
+                return None, *await way.open()
         raise _Stop from None
     tls = writer.get_extra_info("ssl_object")
     findings.append(Finding("TLS", True, f"{tls.version()}, {tls.cipher()[0]}"))
     certificate = x509.load_der_x509_certificate(tls.getpeercert(binary_form=True))
-    findings.append(await _judge(host, address, certificate, ca_file))
+    findings.append(await _judge(host, way, certificate))
     return certificate, reader, writer
 
 
-async def _judge(host: str, address: tuple[str, int], certificate: x509.Certificate, ca_file: str) -> Finding:
+async def _judge(host: str, way: _Way, certificate: x509.Certificate) -> Finding:
     names, pin = names_of(certificate), pin_of(certificate)
     left = certificate.not_valid_after_utc - datetime.now(UTC)
     about = f"for {', '.join(names) or 'no name'}, {left.days} days left"
@@ -148,11 +180,11 @@ async def _judge(host: str, address: tuple[str, int], certificate: x509.Certific
     if not any(matches_name(name, host) for name in names):
         return Finding("certificate", False, about, f"get one for {host}, or add {host} with --host")
     context = ssl.create_default_context()
-    if ca_file:
-        context.load_verify_locations(cafile=ca_file)
+    if way.ca_file:
+        context.load_verify_locations(cafile=way.ca_file)
     try:
         async with asyncio.timeout(STEP_S):
-            _, writer = await asyncio.open_connection(*address, ssl=context, server_hostname=host)
+            _, writer = await way.open(ssl=context, server_hostname=host)
         writer.transport.abort()
     except ssl.SSLCertVerificationError as error:
         return Finding(
@@ -167,9 +199,9 @@ async def _judge(host: str, address: tuple[str, int], certificate: x509.Certific
 
 
 async def _greet(
-    host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, certificate: x509.Certificate | None,
-    findings: list[Finding],
-) -> None:  # fmt: skip
+    host: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, findings: list[Finding]
+) -> None:
+    """UpgradeRefused if what answers does not change the protocol."""
     http = ClientHttp(host, body_limit=REPLY_MAX)
     writer.write(http.upgrade("GET", "/derp", "DERP", [("User-Agent", "meshnode-check")]))
     frames = derp.Frames(derp.TO_CLIENT)
@@ -180,17 +212,19 @@ async def _greet(
                 data = await reader.read(65536)
                 response = http.receive(data)
             if response.status != 101:
-                raise RelayError(f"HTTP status {response.status} instead of an upgrade")
+                raise UpgradeRefused(response.status)
             found = frames.receive(response.rest)
             while not found:
                 data = await reader.read(65536)
                 if not data:
                     raise RelayError("it closed the connection without a greeting")
                 found = frames.receive(data)
+    except UpgradeRefused:
+        raise
     except (OSError, TimeoutError, ProtocolError, RelayError) as error:
-        why = "no answer in time" if isinstance(error, TimeoutError) else str(error)
-        mend = "a proxy in between may strip 'Upgrade: DERP'; let it through, or let clients use WebSocket"
-        findings.append(Finding("upgrade", False, why, mend))
+        findings.append(
+            Finding("upgrade", False, "no answer in time" if isinstance(error, TimeoutError) else str(error))
+        )
         raise _Stop from None
     kind, payload = found[0]
     if kind != derp.SERVER_KEY or payload[: len(derp.MAGIC)] != derp.MAGIC:
@@ -202,6 +236,34 @@ async def _greet(
         skew = email.utils.parsedate_to_datetime(date).timestamp() - time.time()
         mend = "" if abs(skew) < SKEW_S else "set the clock of the relay's machine (or of this one) by NTP"
         findings.append(Finding("clock", abs(skew) < SKEW_S, f"{skew:+.0f} s from ours", mend))
+
+
+async def _try_websocket(host: str, way: _Way, has_tls: bool, refused: UpgradeRefused, findings: list[Finding]) -> None:
+    """Something strips `Upgrade: DERP`: does it let WebSocket through?"""
+    mend = "a proxy in between may strip 'Upgrade: DERP'; let it through, or at least WebSocket"
+    text = f"HTTP status {refused.status} instead of an upgrade"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    upgrade = websocket.ClientUpgrade("derp", os.urandom(websocket.NONCE_LEN))
+    http = ClientHttp(host, body_limit=0, head_only=True)
+    try:
+        async with asyncio.timeout(STEP_S):
+            reader, writer = await way.open(**({"ssl": context, "server_hostname": host} if has_tls else {}))
+            try:
+                writer.write(http.upgrade("GET", "/derp", "websocket", upgrade.headers))
+                answer = None
+                while answer is None:
+                    answer = http.receive(await reader.read(65536))
+            finally:
+                writer.transport.abort()
+        if answer.status != 101:
+            raise RelayError(f"{answer.status}")
+        upgrade.check(answer)
+    except (OSError, TimeoutError, ProtocolError, RelayError):
+        findings.append(Finding("upgrade", False, f"{text}, nor by WebSocket", mend))
+        return
+    mend = "let 'Upgrade: DERP' through: meshnode speaks WebSocket here, stock clients cannot"
+    findings.append(Finding("upgrade", False, f"{text}; WebSocket passes", mend))
 
 
 async def _stun(host: str, port: int, findings: list[Finding]) -> None:

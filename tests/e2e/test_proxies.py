@@ -19,7 +19,9 @@ from interop.peers.forward import Kind, credentials, squid_words, tinyproxy_word
 from meshnode.base.errors import NotReady, ProxyError
 from meshnode.base.proxy import Proxy
 from meshnode.control.server import ControlServer
+from meshnode.core.proxies import Proxies
 from meshnode.node.node import Node
+from meshnode.relay.check import check
 from meshnode.relay.server import RelayServer
 from meshnode.run.clock import Clock
 from meshnode.run.connect import connect_through
@@ -178,6 +180,20 @@ def test_tls_inside_the_proxys_tunnel(
                 await until(lambda: len(asyncio.all_tasks()) <= 1, "the front's connections end")
 
     run(loop, work)
+
+
+def test_a_relay_is_looked_at_through_the_proxy(folder: Path, certificates: tuple[Path, Path, Path]) -> None:
+    async def work() -> None:
+        async with forward("tinyproxy", folder, guarded=True) as proxy, tls_town(certificates) as (_, relay):
+            found = await check("127.0.0.1", relay.port, ca_file=str(certificates[0]), proxies=Proxies(proxy.url))
+            assert [f.step for f in found] == ["TCP", "TLS", "certificate", "upgrade"] and all(f.ok for f in found), (
+                found
+            )
+            assert found[0].text.startswith(f"connected through the proxy {proxy.where} in ")
+            found = await check("127.0.0.1", relay.port, proxies=Proxies(proxy.open_url))
+            assert [(f.step, f.ok) for f in found] == [("proxy", False)] and "(407)" in found[0].text
+
+    run("asyncio", work)
 
 
 @kinds

@@ -17,6 +17,7 @@ import pytest
 from interop.peers.front import nginx_words
 from meshnode.control.server import ControlServer
 from meshnode.node.node import Node
+from meshnode.relay.check import check
 from meshnode.relay.server import RelayServer
 from meshnode.run.clock import Clock
 from meshnode.tunnel.streams import TunnelWriter
@@ -39,6 +40,7 @@ class Street:
 
     control: ControlServer
     relay: RelayServer
+    port: int
     log: Path
     ca: str
 
@@ -79,7 +81,7 @@ async def make_street(folder: Path, certificates: tuple[Path, Path, Path] | None
         writer.transport.abort()
         regions = {"Regions": {str(REGION): relay_json(port)}}
         async with ControlServer(clock=Clock(), relays=regions) as control:
-            yield Street(control, relay, folder / "access", str(certificates[0]) if certificates else "")
+            yield Street(control, relay, port, folder / "access", str(certificates[0]) if certificates else "")
     finally:
         if process.returncode is None:
             process.kill()
@@ -121,6 +123,18 @@ def test_frames_pass_where_only_websocket_does(
                 await writer.wait_closed()
 
     run(loop, work, bound_s=60)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_look_from_outside_says_what_passes(tls: bool, tmp_path: Path, certificates: tuple[Path, Path, Path]) -> None:
+    async def work() -> None:
+        async with make_street(tmp_path, certificates if tls else None) as street:
+            found = await check("127.0.0.1", street.port)
+            (refused,) = [f for f in found if f.step == "upgrade"]
+            assert refused.text == "HTTP status 426 instead of an upgrade; WebSocket passes" and not refused.ok
+            assert "stock clients cannot" in refused.mend
+
+    run("asyncio", work)
 
 
 def test_the_way_is_remembered(tmp_path: Path) -> None:
