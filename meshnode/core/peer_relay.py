@@ -161,6 +161,10 @@ class PeerRelays:
         legs = [a.leg for a in meeting.allocations.values() if a.leg is not None] if meeting is not None else []
         return [Lost(peer, leg) for leg in legs]
 
+    def forget_all(self) -> list[Effect]:
+        """No peer relay shall be used any more."""
+        return [effect for peer in list(self._meetings) for effect in self.forget(peer)]
+
     # --- time ---
 
     def next_deadline(self) -> Seconds | None:

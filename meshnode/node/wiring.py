@@ -64,6 +64,7 @@ class Wiring:
         discovery.notify = self._on_path
         self._mute_udp(self._node.paths == "relay")
         discovery.allow_relay(self._node.paths != "direct")
+        discovery.allow_peer_relays(self._node.paths == "auto")
         pool.on_packet = self._on_relay_packet
         pool.on_state = self._on_relay_state
         pool.on_peer_gone = discovery.on_peer_gone
@@ -86,6 +87,7 @@ class Wiring:
         """Mute UDP or use it again; every path is looked for anew."""
         self._mute_udp(paths == "relay")
         self._house.discovery.allow_relay(paths != "direct")
+        self._house.discovery.allow_peer_relays(paths == "auto")
         self._house.discovery.on_link_change()
 
     # --- what rooms say ---

@@ -114,6 +114,10 @@ class Discovery(Paths):
         """The members that may relay between us and others, best first."""
         self._meetings.set_servers(servers)
 
+    def allow_peer_relays(self, is_allowed: bool) -> None:
+        """Whether members may relay by UDP between us and others: they are neither a relay region nor the peer."""
+        self._meetings.allow(is_allowed)
+
     def set_endpoints(self, endpoints: Iterable[Endpoint]) -> None:
         """Our own endpoints, best first."""
         if not self._own.replace(tuple(endpoints), self._clock.now()):

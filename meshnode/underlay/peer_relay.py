@@ -46,6 +46,7 @@ class Meetings:
         self._timer: Timer | None = None
         self._timer_at = 0.0
         self._closed = False
+        self._is_allowed = True
         self.send: Send = _ignore
         self.tell: Callable[[NodePublic, wire.Message], Any] = _ignore
         """Seal to a member and send by its relay region."""
@@ -66,14 +67,20 @@ class Meetings:
         """Who may relay for us, best first."""
         self._core.set_servers(servers)
 
+    def allow(self, is_allowed: bool) -> None:
+        """Whether peer relays may be used at all."""
+        self._is_allowed = is_allowed
+        if not is_allowed:
+            self._perform(self._core.forget_all())
+
     def search(self, known: Known, *, is_urgent: bool) -> None:
         """The peer cannot be reached directly, or a leg to it stopped carrying."""
-        if known.disco is not None:
+        if known.disco is not None and self._is_allowed:
             self._perform(self._core.search(known.key, known.disco, self._clock.now(), is_urgent=is_urgent))
 
     def on_via(self, known: Known, message: wire.CallMeMaybeVia) -> None:
         """A peer proposes an allocation."""
-        if known.disco is not None:
+        if known.disco is not None and self._is_allowed:
             self._perform(self._core.on_via(known.key, known.disco, message.block, self._clock.now()))
 
     def on_response(self, known: Known, message: wire.AllocateResponse) -> None:

@@ -33,7 +33,7 @@ def path(
     act = candidates[0].endpoint if state is State.DIRECT else None
     nothing = (Mode.RELAY, (), candidates, 30, 0, ())
     took = 0.012 if act else None
-    return PathStatus(state, Seconds(97.5), "no traffic yet", act, took, None, RegionId(region), is_up, *nothing)
+    return PathStatus(state, Seconds(97.5), "no traffic yet", act, took, RegionId(region), is_up, *nothing)
 
 
 OURS = Ours(SEEN, Nat.EASY)

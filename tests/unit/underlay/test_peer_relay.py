@@ -205,6 +205,25 @@ def test_a_proposal_counts_only_from_whom_it_concerns() -> None:
     play(scenario)
 
 
+def test_no_peer_relay_is_used_unless_every_way_is_wanted() -> None:
+    """paths = relay sends nothing by UDP, paths = direct nothing by others."""
+
+    def scenario(rig: RelayRig) -> None:
+        rig.bind()
+        rig.discovery.allow_peer_relays(False)
+        assert LEG not in rig.candidates(rig.key)
+        rig.relayed.clear()
+        rig.udp.clear()
+        rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.CallMeMaybeVia(rig.block())))
+        rig.discovery._meetings.search(rig.discovery._peers[rig.key], is_urgent=False)
+        assert rig.udp == [] and rig.relayed == []
+        rig.discovery.allow_peer_relays(True)
+        rig.bind()
+        assert LEG in rig.candidates(rig.key)
+
+    play(scenario)
+
+
 def test_without_a_relay_nobody_is_asked() -> None:
     def scenario(rig: RelayRig) -> None:
         rig.discovery.set_relay_servers([])
