@@ -322,17 +322,18 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
         return Py_BuildValue("(iy#y#)", kind, key, key_len, data, len);
     case MN_EV_DISCO:
     case MN_EV_STUN:
-        return Py_BuildValue("(iy#iy#)", kind, from.p, from.len, (int)ev->remote.port, data, len);
+        return Py_BuildValue("(iy#iy#i)", kind, from.p, from.len, (int)ev->remote.port, data, len,
+                             (int)ev->remote.sock);
     case MN_EV_PEER_SEND:
     case MN_EV_HANDSHAKE:
     case MN_EV_KEYS:
         return Py_BuildValue("(iy#i)", kind, key, key_len, (int)ev->what);
     case MN_EV_PEER_RECV:
-        return Py_BuildValue("(iy#y#iiii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port,
-                             (int)ev->remote.vni, (int)ev->region, (int)ev->what);
+        return Py_BuildValue("(iy#y#iiiii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port,
+                             (int)ev->remote.vni, (int)ev->remote.sock, (int)ev->region, (int)ev->what);
     case MN_EV_SEND_ERROR:
-        return Py_BuildValue("(iy#iii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->remote.vni,
-                             (int)ev->err);
+        return Py_BuildValue("(iy#iiii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->remote.vni,
+                             (int)ev->remote.sock, (int)ev->err);
     case MN_EV_LINK_READY:
     case MN_EV_LINK_DATA:
         return Py_BuildValue("(iKy#)", kind, req, data, len);
@@ -543,9 +544,23 @@ static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 
 /* ---- commands made of plain fields ---- */
 
+static long number_max(char letter)
+{
+    switch (letter) {
+    case 'm':
+        return MN_MODES - 1;
+    case 'v':
+        return MN_GENEVE_VNI_MAX;
+    case 's':
+        return MN_SOCK_EXTRA_MAX;
+    default:
+        return 65535;
+    }
+}
+
 /* Read one argument into the field that `letter` names:
- *   r request  k key  i address  I address or b"" for any  p port  v VNI  g region  m path mode  n number  b packet
- *   o further endpoints */
+ *   r request  k key  i address  I address or b"" for any  p port  v VNI  s extra socket  g region  m path mode
+ *   n number  b packet  o further endpoints */
 static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
 {
     char *p = NULL;
@@ -571,10 +586,11 @@ static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
     long number = PyLong_AsLong(arg);
     if (PyErr_Occurred() != NULL)
         return -1;
-    if (number < 0 || number > (letter == 'm' ? MN_MODES - 1 : letter == 'v' ? MN_GENEVE_VNI_MAX : 65535)) {
+    if (number < 0 || number > number_max(letter)) {
         PyErr_Format(PyExc_ValueError, "%ld is no %s", number,
                      letter == 'p'   ? "port"
                      : letter == 'v' ? "VNI"
+                     : letter == 's' ? "extra socket"
                      : letter == 'g' ? "relay region"
                      : letter == 'm' ? "path mode"
                                      : "number of 0..65535");
@@ -584,6 +600,8 @@ static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
         cmd->ep.port = (uint16_t)number;
     else if (letter == 'v')
         cmd->ep.vni = (uint32_t)number;
+    else if (letter == 's')
+        cmd->ep.sock = (uint16_t)number;
     else if (letter == 'g')
         cmd->region = (uint16_t)number;
     else if (letter == 'm')
@@ -627,9 +645,11 @@ COMMAND(remove_peer, MN_CMD_REMOVE_PEER, "k")
 COMMAND(kick, MN_CMD_KICK, "k")
 COMMAND(tell_disco_key, MN_CMD_DISCO_KEY, "ik")
 COMMAND(nudge, MN_CMD_NUDGE, "k")
-COMMAND(set_path, MN_CMD_SET_PATH, "kIpvgmno")
+COMMAND(set_path, MN_CMD_SET_PATH, "kIpvsgmno")
 COMMAND(inject, MN_CMD_INJECT, "gkb")
 COMMAND(send_raw, MN_CMD_SEND_RAW, "ipb")
+COMMAND(send_extra, MN_CMD_SEND_RAW, "sipb")
+COMMAND(set_extra, MN_CMD_EXTRA, "snm")
 COMMAND(rebind, MN_CMD_REBIND, "")
 COMMAND(connect, MN_CMD_CONNECT, "rip")
 COMMAND(abort, MN_CMD_ABORT, "r")
@@ -870,6 +890,8 @@ static PyMethodDef engine_methods[] = {
     {"set_filter", engine_set_filter, METH_VARARGS, "Replace the packet filter."},
     {"inject", engine_inject, METH_VARARGS, "WireGuard bytes that came by relay."},
     {"send_raw", engine_send_raw, METH_VARARGS, "A datagram from the WireGuard port."},
+    {"send_extra", engine_send_extra, METH_VARARGS, "A datagram from an extra socket."},
+    {"set_extra", engine_set_extra, METH_VARARGS, "Open or close extra sockets."},
     {"rebind", engine_rebind, METH_VARARGS, "New UDP sockets after a change of the network."},
     {"set_offloads", engine_set_offloads, METH_VARARGS, "Whether the kernel may segment and coalesce."},
     {"kick", engine_kick, METH_VARARGS, "Request a handshake."},

@@ -25,6 +25,8 @@ class Endpoint(NamedTuple):
     port: int
     vni: int = 0
     """The virtual network of a peer relay at this address that leads to one peer; 0: the address itself."""
+    socket: int = 0
+    """Which of our extra sockets speaks with it (port prediction); 0: the tunnel's own."""
 
     def __str__(self) -> str:
         text = f"[{self.ip}]:{self.port}" if self.ip.version == 6 else f"{self.ip}:{self.port}"

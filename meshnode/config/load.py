@@ -444,7 +444,7 @@ def check_advertise(texts: Sequence[str]) -> tuple[str, tuple[str, ...]]:
         return f"{len(texts)} addresses are more than the {ADVERTISE_MAX} that peers are told", tuple(texts)
     for text in texts:
         try:
-            ip, port, _ = Endpoint.parse(text)
+            ip, port, *_ = Endpoint.parse(text)
         except ValueError as error:
             return f"{error}; write IP:PORT or [IP]:PORT", tuple(texts)
         if not port or ip.is_unspecified or ip.is_multicast or is_tailnet(ip):

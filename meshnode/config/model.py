@@ -215,6 +215,11 @@ class Disco:
         choices=PORTMAP,
         flag=False,
     )
+    port_prediction: bool = setting(
+        False,
+        "meet peers behind NATs that hide their ports by trying many; both sides need it; looks like a port scan",
+        flag=False,
+    )
 
 
 @dataclass(frozen=True, slots=True)

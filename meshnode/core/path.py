@@ -141,15 +141,19 @@ class PeerPath(PathBody):
 
     def on_leg_lost(self, leg: Endpoint, now: Seconds) -> list[Effect]:
         """That leg leads nowhere any more."""
+        return self.on_way_lost(leg, f"the peer relay at {leg} serves us no more", now)
+
+    def on_way_lost(self, way: Endpoint, why: str, now: Seconds) -> list[Effect]:
+        """This candidate leads nowhere any more."""
         self._begin(now)
-        candidate = self.candidates.get(leg)
+        candidate = self.candidates.get(way)
         if candidate is None:
             return self._finish()
         self.forget_candidate(candidate)
-        if self.hint == leg:
+        if self.hint == way:
             self.hint = None
         if candidate is self.act:
-            self.start_probing(f"the peer relay at {leg} serves us no more")
+            self.start_probing(why)
         return self._finish()
 
     def on_disco_key(self, now: Seconds) -> list[Effect]:

@@ -29,15 +29,15 @@ EV_LISTENING: Final = 5
 EV_RELAY_SEND: Final = 6
 """(kind, peer_key, region, data)"""
 EV_DISCO: Final = 7
-"""(kind, ip, port, data)"""
+"""(kind, ip, port, data, socket): socket 0 is the WireGuard port, else an extra one"""
 EV_STUN: Final = 8
-"""(kind, ip, port, data)"""
+"""(kind, ip, port, data, socket)"""
 EV_PEER_SEND: Final = 9
 """(kind, peer_key, wanted): data was sent; wanted 1: there is no path at all"""
 EV_PEER_RECV: Final = 10
-"""(kind, peer_key, ip, port, vni, region, what): an authenticated packet; what: WHAT_*"""
+"""(kind, peer_key, ip, port, vni, socket, region, what): an authenticated packet; what: WHAT_*"""
 EV_SEND_ERROR: Final = 11
-"""(kind, ip, port, vni, errno)"""
+"""(kind, ip, port, vni, socket, errno)"""
 EV_HANDSHAKE: Final = 12
 """(kind, peer_key, ok): 1 session up, 0 gave up"""
 EV_PING: Final = 13
@@ -95,13 +95,25 @@ class Engine:
     ) -> None: ...
     def remove_peer(self, key: bytes, /) -> None: ...
     def set_path(
-        self, key: bytes, ip: bytes, port: int, vni: int, region: int, mode: int, limit: int, others: bytes, /
+        self,
+        key: bytes,
+        ip: bytes,
+        port: int,
+        vni: int,
+        socket: int,
+        region: int,
+        mode: int,
+        limit: int,
+        others: bytes,
+        /,
     ) -> None: ...
     def set_filter(self, blob: bytes, /) -> None:
         """Raises ValueError when the blob is not well formed; the filter in force stays."""
 
     def inject(self, region: int, sender: bytes, data: bytes, /) -> None: ...
     def send_raw(self, ip: bytes, port: int, data: bytes, /) -> None: ...
+    def send_extra(self, socket: int, ip: bytes, port: int, data: bytes, /) -> None: ...
+    def set_extra(self, first: int, count: int, wanted: int, /) -> None: ...
     def kick(self, key: bytes, /) -> None: ...
     def tell_disco_key(self, ip: bytes, key: bytes, /) -> None: ...
     def nudge(self, key: bytes, /) -> None: ...

@@ -50,6 +50,7 @@ DRAIN_POLL_S = 0.005
 PING_BYTES = 56
 BACKLOG_MAX = 65535
 TAKEN_AGAIN_S = 0.05
+NOWHERE = Endpoint(IPv4Address(0), 0)
 _live: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -113,6 +114,8 @@ class Engine:
         """Packets and hints the engine dropped because this loop was too slow to take them."""
         self.on_disco: Callable[[IP, int, bytes], None] | None = None
         self.on_stun: Callable[[IP, int, bytes], None] | None = None
+        self.on_extra: Callable[[Endpoint, bytes], None] | None = None
+        """DISCO at an extra socket, which the endpoint names."""
         self.on_relay_send: Callable[[int, NodePublic, bytes], Any] | None = None
         """(region, peer, data): the shape of RelayPool.send."""
         self.on_peer_send: Callable[[NodePublic, bool], None] | None = None
@@ -262,14 +265,14 @@ class Engine:
     ) -> None:
         """Where this peer's packets go: PATH_DIRECT, PATH_RELAY, PATH_BOTH, PATH_DOUBTED or PATH_NONE.
 
-        direct: its own address, or the leg of a peer relay (`vni`).
+        direct: its own address, or the leg of a peer relay (`vni`); spoken to by an extra socket, if it names one.
         limit: bytes of the longest IP packet that `direct` carries, 0 = any; longer ones go by the relay if a
         region is given, whatever the mode, and TCP connections make segments that fit. others: two more endpoints
-        at most, which get copies of data.
+        at most, which get copies of data; not by extra sockets.
         """
-        ip, port, vni = (direct.ip.packed, direct.port, direct.vni) if direct else (b"\0\0\0\0", 0, 0)
-        copies = b"".join(_sixteen(e.ip) + e.port.to_bytes(2, "big") for e in others)
-        self._native.set_path(key.raw, ip, port, vni, region, mode, limit, copies)
+        to = direct or NOWHERE
+        copies = b"".join(_sixteen(e.ip) + e.port.to_bytes(2, "big") for e in others if not e.socket)
+        self._native.set_path(key.raw, to.ip.packed, to.port, to.vni, to.socket, region, mode, limit, copies)
 
     def set_filter(self, blob: bytes) -> None:
         """Replace the packet filter (netmap.rules compiles it). ValueError: malformed, the old one stays."""
@@ -313,6 +316,18 @@ class Engine:
     def nudge(self, key: NodePublic) -> None:
         """There is a way to the peer again: what its connections wait to repeat is repeated at once."""
         self._native.nudge(key.raw)
+
+    def set_extra(self, first: int, count: int, *, is_open: bool) -> None:
+        """Open (anew) or close UDP sockets beside the WireGuard port, by number: `first` and those after it.
+
+        Numbers are 1 to 256 and the caller's to choose. One that cannot be opened stays closed: what is sent by it
+        is dropped and told by `on_send_error`. All are closed by `rebind`.
+        """
+        self._native.set_extra(first, count, int(is_open))
+
+    def send_extra(self, to: Endpoint, data: bytes) -> None:
+        """A datagram from the extra socket that `to` names."""
+        self._native.send_extra(to.socket, to.ip.packed, to.port, data)
 
     def kick(self, key: NodePublic) -> None:
         """Request a WireGuard handshake with this peer now."""
@@ -593,15 +608,18 @@ class Engine:
         if self.on_relay_send is not None:
             self.on_relay_send(region, self._key(key), data)
 
-    def _on_disco(self, ip: bytes, port: int, data: bytes) -> None:
-        if self.on_disco is not None:
+    def _on_disco(self, ip: bytes, port: int, data: bytes, extra: int) -> None:
+        if extra:
+            if self.on_extra is not None:
+                self.on_extra(Endpoint(from_packed(ip), port, 0, extra), data)
+        elif self.on_disco is not None:
             self.on_disco(from_packed(ip), port, data)
 
     def _on_disco_key(self, peer: bytes, key: bytes) -> None:
         if self.on_disco_key is not None:
             self.on_disco_key(self._key(peer), DiscoPublic(key))
 
-    def _on_stun(self, ip: bytes, port: int, data: bytes) -> None:
+    def _on_stun(self, ip: bytes, port: int, data: bytes, _: int) -> None:
         if self.on_stun is not None:
             self.on_stun(from_packed(ip), port, data)
 
@@ -609,14 +627,14 @@ class Engine:
         if self.on_peer_send is not None:
             self.on_peer_send(self._key(key), bool(wanted))
 
-    def _on_peer_recv(self, key: bytes, ip: bytes, port: int, vni: int, region: int, what: int) -> None:
+    def _on_peer_recv(self, key: bytes, ip: bytes, port: int, vni: int, extra: int, region: int, what: int) -> None:
         if self.on_peer_recv is not None:
-            direct = Endpoint(from_packed(ip), port, vni) if port else None
+            direct = Endpoint(from_packed(ip), port, vni, extra) if port else None
             self.on_peer_recv(self._key(key), direct, region, what)
 
-    def _on_send_error(self, ip: bytes, port: int, vni: int, number: int) -> None:
+    def _on_send_error(self, ip: bytes, port: int, vni: int, extra: int, number: int) -> None:
         if self.on_send_error is not None:
-            self.on_send_error(Endpoint(from_packed(ip), port, vni), number)
+            self.on_send_error(Endpoint(from_packed(ip), port, vni, extra), number)
 
     def _on_handshake(self, key: bytes, ok: int) -> None:
         if self.on_handshake is not None:

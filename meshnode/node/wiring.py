@@ -62,6 +62,10 @@ class Wiring:
         engine.on_disco_key = discovery.on_disco_key
         discovery.nudge = engine.nudge
         discovery.notify = self._on_path
+        if self._node.disco.port_prediction:
+            prediction = discovery.use_prediction()
+            prediction.report = lambda: house.reach.report
+            prediction.set_extra = lambda first, count, wanted: engine.set_extra(first, count, is_open=wanted)
         self._mute_udp(self._node.paths == "relay")
         discovery.allow_relay(self._node.paths != "direct")
         discovery.allow_peer_relays(self._node.paths == "auto")
@@ -81,7 +85,11 @@ class Wiring:
     def _mute_udp(self, is_muted: bool) -> None:
         """Without DISCO by UDP no direct path is ever proved, so that relays carry everything."""
         self._house.engine.on_disco = _unheard if is_muted else self._house.discovery.on_disco
+        self._house.engine.on_extra = _unheard if is_muted else self._house.discovery.on_extra
         self._house.discovery.send_udp = _unheard if is_muted else self._house.engine.send_raw
+        self._house.discovery.send_extra = _unheard if is_muted else self._house.engine.send_extra
+        if self._house.discovery.prediction is not None:
+            self._house.discovery.prediction.is_paused = is_muted
 
     def set_paths(self, paths: str) -> None:
         """Mute UDP or use it again; every path is looked for anew."""
@@ -150,6 +158,8 @@ class Wiring:
 
     def _on_rebound(self, number: int) -> None:
         engine = self._house.engine
+        if self._house.discovery.prediction is not None:
+            self._house.discovery.prediction.on_sockets_lost()
         self._house.links.on_rebound(number)
         if number:
             _log.error("no UDP socket after the change of the network; relays carry everything", errno=number)

@@ -107,6 +107,8 @@ class Discovery(Paths):
         if known is not None:
             self._keys.forget(known)
             self._meetings.forget(known)
+            if self.prediction is not None:
+                self.prediction.forget(known)
             known.path = None
             known.armed_at = None
 
@@ -183,14 +185,17 @@ class Discovery(Paths):
 
     def on_disco(self, ip: IP, port: int, data: bytes) -> None:
         """A DISCO packet arrived by UDP, from the peer itself or by a peer relay."""
+        self.on_extra(Endpoint(ip, port), data)
+
+    def on_extra(self, source: Endpoint, data: bytes) -> None:
+        """The same, at the socket that `source` names."""
         now = self._clock.now()
-        source = Endpoint(ip, port)
         if geneve.is_geneve(data):
             relayed = geneve.parse(data)
             if relayed is None or relayed.is_control:
                 self._take_control(source, relayed)
                 return
-            source, data = Endpoint(ip, port, relayed.vni), relayed.packet
+            source, data = source._replace(vni=relayed.vni), relayed.packet
         owners, message = self._open(data, now, source)
         if isinstance(message, wire.Ping):
             known = resolve(owners, message.node)
@@ -315,12 +320,14 @@ class Discovery(Paths):
             "disco_binds_suppressed": self._meetings.suppressed,
         }
         roaming = {"wakes": self.roaming.wakes, "ways_changed": self.roaming.touched}
-        return dict(self._counters) | limits | roaming
+        return dict(self._counters) | limits | roaming | (self.prediction.counts if self.prediction else {})
 
     def close(self) -> None:
         """Cancel every timer and forget the peers."""
         self._deadlines.close()
         self._meetings.close()
+        if self.prediction is not None:
+            self.prediction.close()
         self._peers.clear()
         self._pings.close()
 

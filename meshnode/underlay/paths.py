@@ -8,7 +8,7 @@ Source: docs/protocol/paths.md 8.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Final
 
 from meshnode.base.addr import Endpoint, RegionId
@@ -20,6 +20,7 @@ from meshnode.run.clock import Clock
 from meshnode.underlay.deadlines import CallLater, Deadlines
 from meshnode.underlay.peer_relay import Meetings
 from meshnode.underlay.peers import Known
+from meshnode.underlay.prediction import Prediction
 from meshnode.underlay.roaming import Roaming
 from meshnode.underlay.speaker import Speaker, ignore
 from meshnode.wire import disco as wire
@@ -57,6 +58,9 @@ class Paths(Speaker):
         self._meetings.send, self._meetings.tell = self._send_to, self._tell
         self._meetings.on_leg, self._meetings.on_lost = self._on_leg, self._on_leg_lost
         self.has_leg = self._meetings.has_leg
+        self.prediction: Prediction | None = None
+        """Port prediction, if it is wanted."""
+        self._call_later = call_later
         self.set_path: Callable[..., Any] = ignore
         """Engine.set_path: (peer, direct, region, mode, limit, others)"""
         self.kick: Callable[[NodePublic], Any] = ignore
@@ -91,6 +95,26 @@ class Paths(Speaker):
         if has_new_way:  # connections that repeat in vain, ever more seldom, need not wait it out
             self.nudge(known.key)
         self._deadlines.arm(known)
+        if self.prediction is not None:
+            self.prediction.look(known)
+
+    # --- port prediction ---
+
+    def use_prediction(self) -> Prediction:
+        """Look for peers behind NATs that hide their ports; off unless this is called."""
+        self.prediction = Prediction(self._clock, self._call_later)
+        self.prediction.ping, self.prediction.lose = self._ping_once, self._lose_sockets
+        return self.prediction
+
+    def _ping_once(self, known: Known, endpoint: Endpoint) -> None:
+        self._send_ping(known, SendPing(endpoint, self._clock.entropy(wire.TXID_LEN), 0))
+
+    def _lose_sockets(self, known: Known, numbers: Collection[int]) -> None:
+        path = known.path
+        lost = [way for way in path.candidates if way.socket and way.socket in numbers] if path is not None else []
+        for way in lost:
+            assert path is not None
+            self._perform(known, path.on_way_lost(way, f"the socket that reached {way} is closed", self._clock.now()))
 
     # --- peer relays ---
 

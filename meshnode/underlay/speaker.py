@@ -47,6 +47,8 @@ class Speaker:
         self._counters: Counter[str] = Counter()
         self.send_udp: Callable[[IP, int, bytes], Any] = ignore
         """Engine.send_raw"""
+        self.send_extra: Callable[[Endpoint, bytes], Any] = ignore
+        """Engine.send_extra"""
         self.send_relay: Callable[[RegionId, NodePublic, bytes], bool] = refuse
         """RelayPool.send"""
         self.has_leg: Callable[[NodePublic, Endpoint], bool] = refuse
@@ -114,10 +116,13 @@ class Speaker:
         self._send_to(ping.endpoint, self._seal(box, wire.Ping(ping.txid, self._node, padding)))
 
     def _send_to(self, to: Endpoint, packet: bytes, *, is_control: bool = False) -> None:
-        """By UDP; by a leg of a peer relay with its header. is_control: to the relay itself."""
+        """By UDP, from the socket it names; by a leg of a peer relay, with its header. is_control: to the relay."""
         if to.vni:
             packet = geneve.emit(geneve.Relayed(to.vni, is_control, packet))
-        self.send_udp(to.ip, to.port, packet)
+        if to.socket:
+            self.send_extra(to, packet)
+        else:
+            self.send_udp(to.ip, to.port, packet)
 
     def _send_by_relay(self, known: Known, message: wire.Message) -> None:
         """By the peer's relay region, if it and the peer's key are known."""

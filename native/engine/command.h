@@ -37,6 +37,7 @@ enum mn_command_kind {
     MN_CMD_TUN_ATTACH, /* number: descriptor, mode: what it merges; answered */
     MN_CMD_TUN_MERGE,  /* mode: what shall be merged */
     MN_CMD_REBIND,
+    MN_CMD_EXTRA,          /* ep.sock: first, number: how many, mode: 1 open, 0 close */
     MN_CMD_SET_OFFLOADS,   /* mode: enum mn_gso; number: whether GRO is off */
     MN_CMD_LINK_ADOPT,     /* fd, ctx; blob: host and verified name, each with its zero */
     MN_CMD_LINK_WRITE,     /* blob */

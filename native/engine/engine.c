@@ -110,6 +110,27 @@ int mn_engine_rebind(struct mn_engine *e)
     return err;
 }
 
+int mn_engine_set_extra(struct mn_engine *e, unsigned first, unsigned count, bool wanted)
+{
+    int failed = 0;
+    if (first == 0 || first > MN_SOCK_EXTRA_MAX || count > MN_SOCK_EXTRA_MAX - first + 1)
+        return -EINVAL;
+    for (unsigned n = first; n < first + count; n++) {
+        if (!wanted) {
+            mn_sock_close_extra(&e->socks, n);
+            continue;
+        }
+        int err = mn_sock_open_extra(&e->socks, n);
+        if (err == 0)
+            err = watch(e, e->socks.fd[MN_SOCK_V6 + n], MN_TAG_EXTRA + n);
+        if (err != 0) {
+            mn_sock_close_extra(&e->socks, n);
+            failed = err;
+        }
+    }
+    return failed;
+}
+
 static void make_calls(struct mn_calls *c)
 {
     pthread_condattr_t attr;
@@ -155,7 +176,8 @@ struct mn_engine *mn_engine_create(const struct mn_engine_config *config, int *e
         *err = -ENOMEM;
         return NULL;
     }
-    e->events.fd = e->commands.fd = e->epoll_fd = e->socks.fd[0] = e->socks.fd[1] = -1;
+    e->events.fd = e->commands.fd = e->epoll_fd = -1;
+    mn_sock_clear(&e->socks);
     e->now_ns = mn_clock_ns();
     mn_spin_init(&e->spin, e->now_ns);
     mn_sleep_init(&e->sleep);
@@ -209,10 +231,10 @@ void mn_engine_destroy(struct mn_engine *e)
 
 /* ---- one turn ---- */
 
-static bool read_udp(struct mn_engine *e, int family)
+static bool read_udp(struct mn_engine *e, int sock)
 {
     struct mn_sock_rx rx[MN_SOCK_RX_MAX];
-    int n = mn_sock_read(&e->socks, family, rx);
+    int n = mn_sock_read(&e->socks, sock, rx);
     for (int i = 0; i < n; i++)
         mn_tunnel_read(e, &rx[i]);
     mn_tun_flush(e);
@@ -275,18 +297,30 @@ static int wait_ready(struct mn_engine *e, struct epoll_event ready[READY_MAX], 
     return n;
 }
 
-/* Flows are marked here and read later; returns the sockets that have something, as bits. */
-static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready, int n)
+/* UDP sockets that have something. */
+struct readable {
+    unsigned n;
+    uint16_t sock[READY_MAX];
+};
+
+static void note_readable(struct mn_engine *e, struct readable *r, int sock, uint32_t events)
 {
-    unsigned sockets = 0;
+    r->sock[r->n++] = (uint16_t)sock;
+    if ((events & EPOLLERR) != 0)
+        (void)mn_sock_drain_errors(&e->socks, sock);
+}
+
+/* Flows are marked here and read later. */
+static void sort_ready(struct mn_engine *e, const struct epoll_event *ready, int n, struct readable *sockets)
+{
+    sockets->n = 0;
     for (int i = 0; i < n; i++) {
         uint64_t tag = ready[i].data.u64;
         eventfd_t ignored;
         if (tag == MN_TAG_UDP4 || tag == MN_TAG_UDP6) {
-            int family = tag == MN_TAG_UDP4 ? MN_SOCK_V4 : MN_SOCK_V6;
-            sockets |= 1u << family;
-            if ((ready[i].events & EPOLLERR) != 0)
-                (void)mn_sock_drain_errors(&e->socks, family);
+            note_readable(e, sockets, tag == MN_TAG_UDP4 ? MN_SOCK_V4 : MN_SOCK_V6, ready[i].events);
+        } else if (tag > MN_TAG_EXTRA && tag <= MN_TAG_EXTRA + MN_SOCK_EXTRA_MAX) {
+            note_readable(e, sockets, MN_SOCK_V6 + (int)(tag - MN_TAG_EXTRA), ready[i].events);
         } else if (tag == MN_TAG_TUN) {
             e->tun.is_ready = true;
         } else if (tag >= MN_TAG_LINKS && tag < MN_TAG_LINKS + MN_LINKS_MAX) {
@@ -297,7 +331,6 @@ static unsigned sort_ready(struct mn_engine *e, const struct epoll_event *ready,
             mn_bridge_ready(e, tag, ready[i].events);
         }
     }
-    return sockets;
 }
 
 void mn_engine_turn(struct mn_engine *e, int wait_ms)
@@ -307,12 +340,12 @@ void mn_engine_turn(struct mn_engine *e, int wait_ms)
     mn_fork_enter(e);
     e->now_ns = e->socks.now_ns = mn_clock_ns();
     e->stats.turns++;
-    unsigned sockets = sort_ready(e, ready, n);
+    struct readable sockets;
+    sort_ready(e, ready, n, &sockets);
     bool did = n > 0;
     did |= mn_requests_run(e);
-    for (int family = 0; family < 2; family++)
-        if ((sockets & (1u << family)) != 0)
-            did |= read_udp(e, family);
+    for (unsigned i = 0; i < sockets.n; i++)
+        did |= read_udp(e, sockets.sock[i]);
     did |= mn_links_read(e);
     did |= mn_tun_read(e);
     did |= e->flows.queue_count > 0;

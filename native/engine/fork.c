@@ -28,8 +28,8 @@ static void disown(struct mn_engine *e)
     if (e->wg != NULL)
         mn_wg_destroy(e->wg);
     e->wg = NULL;
-    close_one(&e->socks.fd[0]);
-    close_one(&e->socks.fd[1]);
+    for (int sock = 0; sock < MN_SOCKS_MAX; sock++)
+        close_one(&e->socks.fd[sock]);
     close_one(&e->epoll_fd);
     close_one(&e->commands.fd);
     close_one(&e->events.fd);

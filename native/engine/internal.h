@@ -23,6 +23,7 @@
 #define MN_TAG_UDP4 (UINT64_MAX - 0)
 #define MN_TAG_UDP6 (UINT64_MAX - 1)
 #define MN_TAG_COMMANDS (UINT64_MAX - 2)
+#define MN_TAG_EXTRA (UINT64_MAX - 512) /* and the number of an extra socket */
 #define MN_TAG_LINKS (UINT64_MAX - 128) /* and the MN_LINKS_MAX - 1 above */
 #define MN_TAG_TUN (UINT64_MAX - 9)
 
@@ -88,6 +89,10 @@ struct mn_engine {
 
 /* New sockets, on the same port if it is to be had; sessions and connections live on. 0 or a negative errno. */
 int mn_engine_rebind(struct mn_engine *e);
+
+/* Open or close `count` extra sockets from number `first` on; what cannot be opened stays closed. 0 or a negative
+ * errno. */
+int mn_engine_set_extra(struct mn_engine *e, unsigned first, unsigned count, bool wanted);
 
 uint64_t mn_clock_ns(void); /* boot time */
 void mn_random(void *ctx, uint8_t *p, size_t n);

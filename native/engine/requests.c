@@ -325,6 +325,8 @@ static int run_one(struct mn_engine *e, struct mn_command *cmd)
         return 0;
     case MN_CMD_REBIND:
         return mn_engine_rebind(e);
+    case MN_CMD_EXTRA:
+        return mn_engine_set_extra(e, cmd->ep.sock, cmd->number, cmd->mode != 0);
     case MN_CMD_SET_OFFLOADS:
         mn_sock_flush(&e->socks);
         mn_sock_set_offloads(&e->socks, (enum mn_gso)cmd->mode, cmd->number != 0);

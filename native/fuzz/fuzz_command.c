@@ -178,6 +178,10 @@ static void step(struct reader *r, struct mn_engine *engines[2])
         cmd.ep.ip = (struct mn_ip){{[10] = 0xff, 0xff, 127, 0, 0, 1}};
         cmd.ep.port = other->socks.port[MN_SOCK_V4];
     }
+    if (cmd.kind == MN_CMD_EXTRA)
+        cmd.number %= 5;
+    if (cmd.kind == MN_CMD_EXTRA || (first & 0x20) != 0)
+        cmd.ep.sock = (uint16_t)cmd.region;
     if (cmd.kind == MN_CMD_SEND_RAW) /* nothing leaves this machine */
         cmd.ep.ip = (struct mn_ip){{[10] = 0xff, 0xff, 127, 0, 0, 1}};
     if (cmd.kind == MN_CMD_TUN_MERGE)

@@ -12,10 +12,12 @@ struct mn_ip {
     uint8_t b[16];
 };
 
-/* Port 0: none. vni: the leg of a peer relay at that address (udp/geneve.h); 0: the address itself. */
+/* Port 0: none. sock: which of our extra sockets speaks with it (udp/sockets.h); 0: the usual one of its family.
+ * vni: the leg of a peer relay at that address (udp/geneve.h); 0: the address itself. */
 struct mn_ep {
     struct mn_ip ip;
     uint16_t port;
+    uint16_t sock;
     uint32_t vni;
 };
 
@@ -69,7 +71,7 @@ static inline bool mn_ip_in_prefix(const struct mn_ip *a, const struct mn_ip *pr
 
 static inline bool mn_ep_equal(const struct mn_ep *a, const struct mn_ep *b)
 {
-    return a->port == b->port && a->vni == b->vni && mn_ip_equal(&a->ip, &b->ip);
+    return a->port == b->port && a->sock == b->sock && a->vni == b->vni && mn_ip_equal(&a->ip, &b->ip);
 }
 
 static inline bool mn_path_equal(const struct mn_path *a, const struct mn_path *b)

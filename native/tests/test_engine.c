@@ -687,6 +687,47 @@ static void test_rebind(void)
     stop();
 }
 
+/* WireGuard by an extra socket, until it is closed. */
+static void test_extra_socket_carries_a_path(void)
+{
+    enum { EXTRA = 7, AT = MN_SOCK_V6 + EXTRA };
+    int client, server;
+    start(MN_MODE_DIRECT);
+    struct mn_command open = {.kind = MN_CMD_EXTRA, .mode = 1, .number = 3, .ep.sock = EXTRA - 1};
+    push(A, open);
+    turn();
+    CHECK(e[A]->socks.port[AT] != 0);
+    CHECK(e[A]->socks.fd[AT + 1] >= 0);
+    CHECK_INT(e[A]->socks.fd[AT + 2], -1);
+    struct mn_command there = {.kind = MN_CMD_SET_PATH, .mode = MN_MODE_DIRECT, .region = RELAY}, back = there;
+    key_of(B, there.key);
+    there.ep = (struct mn_ep){.ip = v4(127, 0, 0, 1), .port = e[B]->socks.port[MN_SOCK_V4], .sock = EXTRA};
+    key_of(A, back.key);
+    back.ep = (struct mn_ep){.ip = v4(127, 0, 0, 1), .port = e[A]->socks.port[AT]};
+    push(A, there);
+    push(B, back);
+    join(&client, &server);
+    pump(client, server, 100000);
+    pump(server, client, 100000);
+    CHECK(mn_ep_equal(&await_event(A, MN_EV_PEER_RECV)->remote, &there.ep));
+    CHECK_INT(await_event(B, MN_EV_PEER_RECV)->remote.port, back.ep.port);
+    struct mn_command shut = {.kind = MN_CMD_EXTRA, .mode = 0, .number = MN_SOCK_EXTRA_MAX, .ep.sock = 1};
+    push(A, shut);
+    turn();
+    CHECK_INT(e[A]->socks.fd[AT], -1);
+    CHECK_INT(send(client, "nowhere", 7, 0), 7);
+    CHECK_INT(await_event(A, MN_EV_SEND_ERROR)->remote.sock, EXTRA);
+    set_path(A, MN_MODE_DIRECT);
+    set_path(B, MN_MODE_DIRECT);
+    await_read(server, 7, 0);
+    uint64_t errors = e[A]->stats.command_errors;
+    shut.ep.sock = 2; /* one too many */
+    push(A, shut);
+    turn();
+    CHECK_INT(e[A]->stats.command_errors, errors + 1);
+    stop();
+}
+
 /* The port is lost: another one, and a peer that roams follows. */
 static void test_rebind_to_another_port(void)
 {
@@ -1101,6 +1142,7 @@ int main(void)
     RUN(test_roaming_peer_is_answered_where_it_is);
     RUN(test_a_peer_equal_to_us_is_gone);
     RUN(test_rebind);
+    RUN(test_extra_socket_carries_a_path);
     RUN(test_rebind_to_another_port);
     RUN(test_offloads_switched_under_way);
     RUN(test_ecn_through_the_tunnel);

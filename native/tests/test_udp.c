@@ -689,6 +689,66 @@ static void test_icmp_errors_are_hints(void)
     mn_sock_close(&b);
 }
 
+/* One that arrives at socket `at` of `s`; where it is from. */
+static struct mn_ep arrived(struct mn_socks *s, int at, uint8_t first)
+{
+    struct mn_sock_rx rx[MN_SOCK_RX_MAX];
+    await_readable(s->fd[at]);
+    s->rx_want = 1; /* one at a time */
+    CHECK_INT(mn_sock_read(s, at, rx), 1);
+    CHECK_INT(rx[0].buf[0], first);
+    return rx[0].from;
+}
+
+static void put_to(struct mn_socks *s, const struct mn_ep *to, uint8_t first)
+{
+    uint8_t buf[500];
+    memset(buf, first, sizeof buf);
+    mn_sock_put(s, to, &any, buf, sizeof buf);
+}
+
+/* Each has a port of its own, is named by what arrives at it, and is no way any more once it is closed. */
+static void test_extra_sockets(void)
+{
+    struct mn_socks a, b;
+    open_pair(&a, false);
+    open_pair(&b, false);
+    CHECK_INT(mn_sock_open_extra(&a, 0), -EINVAL);
+    CHECK_INT(mn_sock_open_extra(&a, MN_SOCK_EXTRA_MAX + 1), -EINVAL);
+    CHECK_INT(mn_sock_open_extra(&a, 1), 0);
+    CHECK_INT(mn_sock_open_extra(&a, MN_SOCK_EXTRA_MAX), 0);
+    int last = MN_SOCKS_MAX - 1, first = MN_SOCK_V6 + 1;
+    struct mn_ep usual = loopback(b.port[MN_SOCK_V4]), by_first = usual, by_last = usual;
+    by_first.sock = 1;
+    by_last.sock = MN_SOCK_EXTRA_MAX;
+    put_to(&a, &usual, 1); /* three runs of three sockets in one flush */
+    put_to(&a, &by_first, 2);
+    put_to(&a, &by_last, 3);
+    mn_sock_flush(&a);
+    CHECK_INT(arrived(&b, MN_SOCK_V4, 1).port, a.port[MN_SOCK_V4]);
+    struct mn_ep back = arrived(&b, MN_SOCK_V4, 2);
+    CHECK_INT(back.port, a.port[first]);
+    CHECK_INT(back.sock, 0);
+    CHECK_INT(arrived(&b, MN_SOCK_V4, 3).port, a.port[last]);
+    put_to(&b, &back, 4);
+    mn_sock_flush(&b);
+    struct mn_ep from = arrived(&a, first, 4);
+    CHECK(mn_ep_equal(&from, &by_first));
+    CHECK(!mn_ep_equal(&from, &usual));
+    put_to(&a, &by_first, 5); /* leaves before its socket goes */
+    mn_sock_close_extra(&a, 1);
+    (void)arrived(&b, MN_SOCK_V4, 5);
+    uint64_t dropped = a.stats.tx_dropped;
+    put_to(&a, &by_first, 6);
+    by_first.ip = (struct mn_ip){.b = {[15] = 1}}; /* and none of them is IPv6 */
+    put_to(&a, &by_first, 7);
+    CHECK_INT(a.stats.tx_dropped, dropped + 2);
+    CHECK_INT(mn_sock_rebind(&a), 0);
+    CHECK_INT(a.fd[last], -1);
+    mn_sock_close(&a);
+    mn_sock_close(&b);
+}
+
 static void test_rebind(void)
 {
     struct mn_socks a, b;
@@ -838,6 +898,7 @@ int main(void)
     RUN(test_refused_source);
     RUN(test_sources);
     RUN(test_icmp_errors_are_hints);
+    RUN(test_extra_sockets);
     RUN(test_rebind);
     RUN(test_rebind_to_a_taken_port);
     RUN(test_buffer_sizes_are_read_back);

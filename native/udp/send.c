@@ -45,20 +45,20 @@ static void count_dropped(struct mn_socks *s, const struct mn_ep *to, uint64_t d
 }
 
 /* Errors of a datagram to elsewhere, which the network told and the socket now reports to whoever comes next. */
-static bool is_echo(struct mn_socks *s, int family, int err)
+static bool is_echo(struct mn_socks *s, int sock, int err)
 {
-    unsigned drained = mn_sock_drain_errors(s, family);
+    unsigned drained = mn_sock_drain_errors(s, sock);
     return drained > 0 || err == ECONNREFUSED || err == EPROTO || err == EHOSTDOWN;
 }
 
 /* Send msgs[0..n) of one socket; returns how many went, with *err the reason the next one did not.
  * A full buffer is waited for once per flush, as *stall says. */
-static unsigned send_some(struct mn_socks *s, int family, struct mmsghdr *msgs, unsigned n, bool *stall, int *err)
+static unsigned send_some(struct mn_socks *s, int sock, struct mmsghdr *msgs, unsigned n, bool *stall, int *err)
 {
     unsigned done = 0, echoes = 0;
     *err = 0;
     while (done < n) {
-        int sent = s->calls.sendmmsg(s->fd[family], msgs + done, n - done, MSG_NOSIGNAL);
+        int sent = s->calls.sendmmsg(s->fd[sock], msgs + done, n - done, MSG_NOSIGNAL);
         s->stats.tx_calls++;
         if (sent > 0) {
             done += (unsigned)sent;
@@ -67,13 +67,13 @@ static unsigned send_some(struct mn_socks *s, int family, struct mmsghdr *msgs, 
         if (sent < 0 && errno == EINTR)
             continue;
         *err = sent < 0 ? errno : EAGAIN;
-        if (*err != EAGAIN && echoes++ < ECHOES_MAX && is_echo(s, family, *err))
+        if (*err != EAGAIN && echoes++ < ECHOES_MAX && is_echo(s, sock, *err))
             continue;
         if (*err != EAGAIN || !*stall)
             break;
         *stall = false;
         s->stats.tx_stalls++;
-        if (s->calls.wait_writable(s->fd[family], MN_SOCK_STALL_MS) <= 0)
+        if (s->calls.wait_writable(s->fd[sock], MN_SOCK_STALL_MS) <= 0)
             break;
     }
     return done;
@@ -83,7 +83,7 @@ static unsigned send_some(struct mn_socks *s, int family, struct mmsghdr *msgs, 
 static void add_extras(const struct mn_sock_run *run, struct mn_control *control, struct msghdr *h)
 {
     if (run->ecn != 0)
-        mn_control_add_ecn(control, h, run->family == MN_SOCK_V4, run->ecn);
+        mn_control_add_ecn(control, h, run->sock != MN_SOCK_V6, run->ecn);
     if (!mn_ip_is_zero(&run->source))
         mn_control_add_source(control, h, &run->source);
 }
@@ -126,7 +126,7 @@ static void send_plain(struct mn_socks *s, struct mn_sock_run *run, uint8_t *dat
     struct plain_batch b;
     for (size_t at = 0; at < run->len;) {
         int err = 0;
-        unsigned n = fill_plain(&b, run, data, at), done = send_some(s, run->family, b.msgs, n, stall, &err);
+        unsigned n = fill_plain(&b, run, data, at), done = send_some(s, run->sock, b.msgs, n, stall, &err);
         at += (size_t)done * run->seg;
         if (done == n || unpin(s, run, err))
             continue;
@@ -141,7 +141,7 @@ static bool learn_from(struct mn_socks *s, const struct mn_sock_run *run, int er
     if (run->count < 2)
         return false;
     if (err == EIO) {
-        s->has_gso[run->family] = false;
+        s->has_gso[run->sock] = false;
         s->stats.tx_gso_refused++;
     } else if (err == EMSGSIZE || err == EINVAL) {
         note_plain(s, &run->to);
@@ -184,10 +184,10 @@ static void fill_message(struct mn_socks *s, struct batch *b, unsigned i, struct
 static bool wants_plain(const struct mn_socks *s, const struct mn_sock_run *run)
 {
     return run->count > 1 &&
-           (run->is_plain || !s->has_gso[run->family] || (is_feared(s, run) && run->count < SENTINEL_FROM));
+           (run->is_plain || !s->has_gso[run->sock] || (is_feared(s, run) && run->count < SENTINEL_FROM));
 }
 
-/* Runs [first, end) are one family's and may be segmented. */
+/* Runs [first, end) are one socket's and may be segmented. */
 static void send_runs(struct mn_socks *s, unsigned first, unsigned end, bool *stall)
 {
     struct batch b;
@@ -196,7 +196,7 @@ static void send_runs(struct mn_socks *s, unsigned first, unsigned end, bool *st
         int err = 0;
         for (unsigned i = first; i < end; i++)
             fill_message(s, &b, i - first, &s->runs[i], run_base(s, i));
-        first += send_some(s, s->runs[first].family, b.msgs, end - first, stall, &err);
+        first += send_some(s, s->runs[first].sock, b.msgs, end - first, stall, &err);
         if (first == end)
             return;
         struct mn_sock_run *run = &s->runs[first];
@@ -224,7 +224,7 @@ void mn_sock_flush(struct mn_socks *s)
         if (wants_plain(s, run)) {
             send_plain(s, run, run_base(s, i), &stall);
         } else {
-            while (end < s->n_runs && s->runs[end].count > 0 && s->runs[end].family == run->family &&
+            while (end < s->n_runs && s->runs[end].count > 0 && s->runs[end].sock == run->sock &&
                    !wants_plain(s, &s->runs[end]))
                 end++;
             send_runs(s, i, end, &stall);
@@ -233,6 +233,14 @@ void mn_sock_flush(struct mn_socks *s)
         i = end;
     }
     s->n_runs = 0;
+}
+
+/* Which socket speaks with `to`; -1: no such one can. */
+static int socket_for(const struct mn_ep *to)
+{
+    if (to->sock == 0)
+        return mn_ip_is4(&to->ip) ? MN_SOCK_V4 : MN_SOCK_V6;
+    return to->sock <= MN_SOCK_EXTRA_MAX && mn_ip_is4(&to->ip) ? MN_SOCK_V6 + to->sock : -1;
 }
 
 /* A new, empty run for `to`; sends everything first when all are taken. */
@@ -245,7 +253,7 @@ static unsigned open_run(struct mn_socks *s, const struct mn_ep *to, const struc
     run->source = *source;
     run->ecn = 0;
     run->addr_len = (uint8_t)mn_sockaddr_put(run->addr, to);
-    run->family = mn_ip_is4(&to->ip) ? MN_SOCK_V4 : MN_SOCK_V6;
+    run->sock = (uint16_t)socket_for(to);
     run->is_plain = is_plain_destination(s, to);
     run->is_closed = false;
     run->count = 0;
@@ -281,11 +289,11 @@ static size_t head_of(const struct mn_ep *to)
 
 uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source, size_t need)
 {
-    int family = mn_ip_is4(&to->ip) ? MN_SOCK_V4 : MN_SOCK_V6;
+    int sock = socket_for(to);
     size_t head = head_of(to);
     s->reserved_at = NULL;
     need += head;
-    if (s->fd[family] < 0 || need > bytes_max(s))
+    if (sock < 0 || s->fd[sock] < 0 || need > bytes_max(s))
         return NULL;
     int found = find_run(s, to);
     bool fits = found >= 0 && !s->runs[found].is_closed && mn_ip_equal(&s->runs[found].source, source);

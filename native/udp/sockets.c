@@ -77,17 +77,24 @@ static void ask_for_more(int fd, int family, bool wants_local)
 }
 
 /* What the kernel has and the settings allow; what a socket refused is asked of it anew. */
-static void set_offloads(struct mn_socks *s, int family)
+static void set_offloads(struct mn_socks *s, int sock)
 {
     int gro = !s->config.is_gro_off, gso = 0;
     socklen_t len = sizeof gso;
-    s->has_gro[family] = setsockopt(s->fd[family], IPPROTO_UDP, UDP_GRO, &gro, sizeof gro) == 0 && gro;
-    s->has_gso[family] = s->config.gso != MN_GSO_OFF && !s->is_gso_broken &&
-                         getsockopt(s->fd[family], IPPROTO_UDP, UDP_SEGMENT, &gso, &len) == 0;
+    s->has_gro[sock] = setsockopt(s->fd[sock], IPPROTO_UDP, UDP_GRO, &gro, sizeof gro) == 0 && gro;
+    s->has_gso[sock] = s->config.gso != MN_GSO_OFF && !s->is_gso_broken &&
+                       getsockopt(s->fd[sock], IPPROTO_UDP, UDP_SEGMENT, &gso, &len) == 0;
 }
 
-static int bind_family(struct mn_socks *s, int family, const struct mn_ip *local, uint16_t port)
+/* Only one of them is not IPv4. */
+static int family_of(int sock)
 {
+    return sock == MN_SOCK_V6 ? MN_SOCK_V6 : MN_SOCK_V4;
+}
+
+static int bind_one(struct mn_socks *s, int sock, const struct mn_ip *local, uint16_t port)
+{
+    int family = family_of(sock);
     int fd = socket(family == MN_SOCK_V4 ? AF_INET : AF_INET6, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (fd < 0)
         return -errno;
@@ -104,25 +111,29 @@ static int bind_family(struct mn_socks *s, int family, const struct mn_ip *local
     len = sizeof addr;
     if (getsockname(fd, (struct sockaddr *)(void *)addr, &len) == 0) {
         mn_sockaddr_get(addr, &ep);
-        s->port[family] = ep.port;
+        s->port[sock] = ep.port;
     }
     enlarge_buffers(fd);
     ask_for_more(fd, family, mn_ip_is_zero(local));
-    s->fd[family] = fd;
-    s->kernel_drops[family] = 0;
-    set_offloads(s, family);
+    s->fd[sock] = fd;
+    s->kernel_drops[sock] = 0;
+    set_offloads(s, sock);
     return 0;
+}
+
+static void close_fd(struct mn_socks *s, int sock)
+{
+    int fd = s->fd[sock];
+    s->fd[sock] = -1; /* before the number is free: a fork at this moment closes what it finds here */
+    s->port[sock] = 0;
+    if (fd >= 0)
+        close(fd);
 }
 
 static void close_fds(struct mn_socks *s)
 {
-    for (int f = 0; f < 2; f++) {
-        int fd = s->fd[f];
-        s->fd[f] = -1; /* before the number is free: a fork at this moment closes what it finds here */
-        s->port[f] = 0;
-        if (fd >= 0)
-            close(fd);
-    }
+    for (int sock = 0; sock < MN_SOCKS_MAX; sock++)
+        close_fd(s, sock);
 }
 
 /* IPv4 decides the port; IPv6 wants the same one, and with a port of our choosing a taken number is
@@ -130,13 +141,13 @@ static void close_fds(struct mn_socks *s)
 static int bind_both(struct mn_socks *s, const struct mn_sock_config *c)
 {
     for (int attempt = 0; attempt < BIND_TRIES; attempt++) {
-        int err4 = c->use4 ? bind_family(s, MN_SOCK_V4, &c->bind4, c->port) : -EAFNOSUPPORT;
+        int err4 = c->use4 ? bind_one(s, MN_SOCK_V4, &c->bind4, c->port) : -EAFNOSUPPORT;
         if (err4 != 0 && (err4 != -EAFNOSUPPORT || !c->use6))
             return err4;
         if (!c->use6)
             return 0;
         uint16_t port = s->fd[MN_SOCK_V4] >= 0 ? s->port[MN_SOCK_V4] : c->port;
-        int err6 = bind_family(s, MN_SOCK_V6, &c->bind6, port);
+        int err6 = bind_one(s, MN_SOCK_V6, &c->bind6, port);
         if (err6 == 0)
             return 0;
         if (s->fd[MN_SOCK_V4] < 0)
@@ -146,7 +157,7 @@ static int bind_both(struct mn_socks *s, const struct mn_sock_config *c)
         if (attempt + 1 < BIND_TRIES)
             close_fds(s);
     }
-    (void)bind_family(s, MN_SOCK_V6, &c->bind6, 0);
+    (void)bind_one(s, MN_SOCK_V6, &c->bind6, 0);
     return 0;
 }
 
@@ -163,10 +174,16 @@ static void note_buffers(struct mn_socks *s)
     s->sndbuf = get_u32(fd, SOL_SOCKET, SO_SNDBUF);
 }
 
-int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config)
+void mn_sock_clear(struct mn_socks *s)
 {
     memset(s, 0, sizeof *s);
-    s->fd[0] = s->fd[1] = -1;
+    for (int sock = 0; sock < MN_SOCKS_MAX; sock++)
+        s->fd[sock] = -1;
+}
+
+int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config)
+{
+    mn_sock_clear(s);
     s->rx_want = RX_IDLE;
     s->config = *config;
     s->calls = (struct mn_sock_calls){real_sendmmsg, real_recvmmsg, real_wait_writable};
@@ -187,6 +204,22 @@ int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config)
     }
     note_buffers(s);
     return 0;
+}
+
+int mn_sock_open_extra(struct mn_socks *s, unsigned n)
+{
+    if (n == 0 || n > MN_SOCK_EXTRA_MAX)
+        return -EINVAL;
+    mn_sock_close_extra(s, n);
+    return bind_one(s, MN_SOCK_V6 + (int)n, &s->config.bind4, 0);
+}
+
+void mn_sock_close_extra(struct mn_socks *s, unsigned n)
+{
+    if (n == 0 || n > MN_SOCK_EXTRA_MAX)
+        return;
+    mn_sock_flush(s); /* what waits for it leaves by it */
+    close_fd(s, MN_SOCK_V6 + (int)n);
 }
 
 int mn_sock_rebind(struct mn_socks *s)
@@ -214,9 +247,9 @@ void mn_sock_set_offloads(struct mn_socks *s, enum mn_gso gso, bool is_gro_off)
 {
     s->config.gso = gso;
     s->config.is_gro_off = is_gro_off;
-    for (int family = 0; family < 2; family++)
-        if (s->fd[family] >= 0)
-            set_offloads(s, family);
+    for (int sock = 0; sock < MN_SOCKS_MAX; sock++)
+        if (s->fd[sock] >= 0)
+            set_offloads(s, sock);
 }
 
 void mn_sock_close(struct mn_socks *s)
@@ -237,14 +270,14 @@ static int control_int(const struct cmsghdr *c)
     return value;
 }
 
-static void note_kernel_drops(struct mn_socks *s, int family, uint32_t drops)
+static void note_kernel_drops(struct mn_socks *s, int sock, uint32_t drops)
 {
-    s->stats.rx_kernel_drops += drops - s->kernel_drops[family];
-    s->kernel_drops[family] = drops;
+    s->stats.rx_kernel_drops += drops - s->kernel_drops[sock];
+    s->kernel_drops[sock] = drops;
 }
 
 /* What the kernel says of one super-buffer; seg stays 0 where it coalesced nothing. */
-static void read_control(struct mn_socks *s, int family, struct msghdr *h, struct mn_sock_rx *rx)
+static void read_control(struct mn_socks *s, int sock, struct msghdr *h, struct mn_sock_rx *rx)
 {
     rx->seg = 0;
     rx->ecn = 0;
@@ -266,7 +299,7 @@ static void read_control(struct mn_socks *s, int family, struct msghdr *h, struc
             memcpy(&info, CMSG_DATA(c), sizeof info);
             rx->local = mn_ip_from6(info.ipi6_addr.s6_addr);
         } else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SO_RXQ_OVFL) {
-            note_kernel_drops(s, family, (uint32_t)control_int(c));
+            note_kernel_drops(s, sock, (uint32_t)control_int(c));
         }
     }
 }
@@ -287,8 +320,14 @@ static int icmp_error(struct msghdr *h)
     return 0;
 }
 
+/* The number of an extra socket, as endpoints name it; 0 for the two. */
+static uint16_t number_of(int sock)
+{
+    return (uint16_t)(sock > MN_SOCK_V6 ? sock - MN_SOCK_V6 : 0);
+}
+
 /* The kernel names the destination of the datagram that failed; what it held does not matter. */
-unsigned mn_sock_drain_errors(struct mn_socks *s, int family)
+unsigned mn_sock_drain_errors(struct mn_socks *s, int sock)
 {
     unsigned n = 0;
     for (; n < ERRORS_MAX; n++) {
@@ -302,26 +341,28 @@ unsigned mn_sock_drain_errors(struct mn_socks *s, int family)
                            .msg_control = control,
                            .msg_controllen = sizeof control};
         struct mn_ep to;
-        if (recvmsg(s->fd[family], &h, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
+        if (recvmsg(s->fd[sock], &h, MSG_ERRQUEUE | MSG_DONTWAIT) < 0)
             break;
         int err = icmp_error(&h);
         if (err == 0)
             continue;
         s->stats.rx_icmp_errors++;
-        if (s->on_hint != NULL && mn_sockaddr_get(addr, &to))
-            s->on_hint(s->ctx, &to, err);
+        if (s->on_hint == NULL || !mn_sockaddr_get(addr, &to))
+            continue;
+        to.sock = number_of(sock);
+        s->on_hint(s->ctx, &to, err);
     }
     return n;
 }
 
-int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_RX_MAX])
+int mn_sock_read(struct mn_socks *s, int sock, struct mn_sock_rx out[MN_SOCK_RX_MAX])
 {
     struct mmsghdr msgs[MN_SOCK_RX_MAX];
     struct iovec iov[MN_SOCK_RX_MAX];
     uint8_t addrs[MN_SOCK_RX_MAX][MN_SOCKADDR_MAX];
     _Alignas(struct cmsghdr) uint8_t control[MN_SOCK_RX_MAX][CONTROL_LEN];
     unsigned want = s->rx_want;
-    if (s->fd[family] < 0)
+    if (s->fd[sock] < 0)
         return 0;
     for (unsigned i = 0; i < want; i++) {
         iov[i] = (struct iovec){s->rx_slab + (size_t)i * MN_SOCK_BUF, MN_SOCK_BUF};
@@ -332,18 +373,18 @@ int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_R
                                           .msg_control = control[i],
                                           .msg_controllen = CONTROL_LEN};
     }
-    int n = s->calls.recvmmsg(s->fd[family], msgs, want, MSG_DONTWAIT);
+    int n = s->calls.recvmmsg(s->fd[sock], msgs, want, MSG_DONTWAIT);
     s->stats.rx_calls++;
     if (n <= 0) {
         s->rx_want = RX_IDLE;
-        return n < 0 && errno != EAGAIN && mn_sock_drain_errors(s, family) > 0 ? -1 : 0;
+        return n < 0 && errno != EAGAIN && mn_sock_drain_errors(s, sock) > 0 ? -1 : 0;
     }
     s->rx_want = (unsigned)n == want ? MN_SOCK_RX_MAX : RX_IDLE;
     int kept = 0;
     for (unsigned i = 0; i < want && i < (unsigned)n; i++) {
         struct mn_sock_rx *rx = &out[kept];
         size_t len = msgs[i].msg_len;
-        read_control(s, family, &msgs[i].msg_hdr, rx);
+        read_control(s, sock, &msgs[i].msg_hdr, rx);
         s->stats.rx_buffers++;
         if ((msgs[i].msg_hdr.msg_flags & MSG_TRUNC) != 0) {
             s->stats.rx_truncated++;
@@ -353,6 +394,7 @@ int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_R
             rx->seg = len;
         if (len == 0 || !mn_sockaddr_get(addrs[i], &rx->from))
             continue;
+        rx->from.sock = number_of(sock);
         s->stats.rx_datagrams += (len + rx->seg - 1) / rx->seg;
         s->stats.rx_bytes += len;
         rx->buf = iov[i].iov_base;

@@ -11,6 +11,9 @@
  * EIO turns segmentation off for that socket; EMSGSIZE or EINVAL for that destination for ten minutes (segments are
  * never fragmented, plain datagrams may be). A source address that the system refuses is given up at once, and the
  * run leaves without it.
+ * Extra sockets are IPv4 on ports of their own, numbered from 1 by whoever opens them: behind a NAT that gives every
+ * socket another address, they are other addresses of ours. An endpoint names the one that speaks with it (mn_ep.sock).
+ * New sockets after a change of the network (rebind) are the two alone.
  * ICMP errors are drained from the error queue and told as hints; anybody may forge them. The error they leave on the
  * socket, whose own destination is another, costs no datagram.
  * A datagram that could not be sent is dropped, counted and reported through on_error; a full socket
@@ -29,6 +32,8 @@
 enum {
     MN_SOCK_V4 = 0,
     MN_SOCK_V6 = 1,
+    MN_SOCK_EXTRA_MAX = 256,
+    MN_SOCKS_MAX = 2 + MN_SOCK_EXTRA_MAX, /* extra socket n stands behind the two, at 1 + n */
     MN_SOCK_BUF = 65536,
     MN_SOCK_RX_MAX = 8,
     MN_SOCK_RUNS_MAX = 8,
@@ -97,7 +102,8 @@ struct mn_sock_run {
     struct mn_ep to;
     struct mn_ip source; /* to send from; all zero: the system chooses */
     uint8_t addr[28];    /* `to` as a sockaddr */
-    uint8_t addr_len, family, ecn;
+    uint8_t addr_len, ecn;
+    uint16_t sock;            /* which sends it */
     bool is_closed, is_plain; /* took its short tail; must not be segmented by the kernel */
     uint16_t count;
     uint32_t seg, len;
@@ -109,13 +115,13 @@ struct mn_sock_plain {
 };
 
 struct mn_socks {
-    int fd[2]; /* -1: this family is not available */
-    uint16_t port[2];
-    bool has_gso[2], has_gro[2];
+    int fd[MN_SOCKS_MAX]; /* -1: this family is not available, this extra one not open */
+    uint16_t port[MN_SOCKS_MAX];
+    bool has_gso[MN_SOCKS_MAX], has_gro[MN_SOCKS_MAX];
     bool is_gso_broken; /* the probe said so */
     struct mn_sock_config config;
     uint32_t rcvbuf, sndbuf; /* what the kernel granted, of the first socket */
-    uint32_t kernel_drops[2];
+    uint32_t kernel_drops[MN_SOCKS_MAX];
     uint64_t now_ns;
     struct mn_sock_calls calls;
     void *ctx;
@@ -138,18 +144,25 @@ struct mn_socks {
 int mn_sock_open(struct mn_socks *s, const struct mn_sock_config *config);
 void mn_sock_close(struct mn_socks *s);
 
+/* All closed, nothing allocated: what mn_sock_close may be given. */
+void mn_sock_clear(struct mn_socks *s);
+
+/* Open extra socket n (1..MN_SOCK_EXTRA_MAX) anew; 0 or a negative errno. */
+int mn_sock_open_extra(struct mn_socks *s, unsigned n);
+void mn_sock_close_extra(struct mn_socks *s, unsigned n);
+
 /* New sockets on the same port if it is to be had, else on another; 0 or a negative errno with none open. */
 int mn_sock_rebind(struct mn_socks *s);
 void mn_sock_set_offloads(struct mn_socks *s, enum mn_gso gso, bool is_gro_off);
 
 /* Empty the error queue, as far as it is worth; returns how many errors there were. */
-unsigned mn_sock_drain_errors(struct mn_socks *s, int family);
+unsigned mn_sock_drain_errors(struct mn_socks *s, int sock);
 
 /* Read what is there without waiting; returns how many super-buffers, 0 when nothing waits. */
-int mn_sock_read(struct mn_socks *s, int family, struct mn_sock_rx out[MN_SOCK_RX_MAX]);
+int mn_sock_read(struct mn_socks *s, int sock, struct mn_sock_rx out[MN_SOCK_RX_MAX]);
 
 /* Room for one datagram of at most `need` bytes (<= MN_SOCK_BYTES_MAX, less MN_GENEVE_LEN by a peer relay) from
- * `source` (all zero: whichever); NULL: no socket of that family. What goes by a peer relay is WireGuard, and gets its
+ * `source` (all zero: whichever); NULL: no socket to send it by. What goes by a peer relay is WireGuard, and gets its
  * header here. A reserve without a commit changes nothing. */
 uint8_t *mn_sock_reserve(struct mn_socks *s, const struct mn_ep *to, const struct mn_ip *source, size_t need);
 /* The datagram at the last reserve is `len` long, carries these ECN bits and goes out with the next flush. */

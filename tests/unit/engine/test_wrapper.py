@@ -266,17 +266,20 @@ def test_one_bad_callback_does_not_cost_the_next_event() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: failures.append(context))
         heard: list[Any] = []
         engine.on_disco = lambda ip, port, data: 1 // 0  # type: ignore[func-returns-value, assignment]
+        engine.on_extra = lambda *got: heard.append(got)
         engine.on_peer_recv = lambda *got: heard.append(got)
         serve(
             engine,
             native,
-            (_native.EV_DISCO, THERE.packed, 5, b"x"),
-            (_native.EV_PEER_RECV, KEY, THERE.packed, 41641, 7, 0, _native.WHAT_DATA),
-            (_native.EV_PEER_RECV, KEY, bytes(16), 0, 0, 9, _native.WHAT_KEEPALIVE),
+            (_native.EV_DISCO, THERE.packed, 5, b"x", 0),
+            (_native.EV_DISCO, THERE.packed, 5, b"y", 3),
+            (_native.EV_PEER_RECV, KEY, THERE.packed, 41641, 7, 0, 0, _native.WHAT_DATA),
+            (_native.EV_PEER_RECV, KEY, bytes(16), 0, 0, 0, 9, _native.WHAT_KEEPALIVE),
             (_native.EV_LOST, 3),
         )
         assert isinstance(failures[0]["exception"], ZeroDivisionError)
         peer = NodePublic(KEY)
+        assert heard.pop(0) == (Endpoint(THERE, 5, socket=3), b"y")
         assert heard == [(peer, Endpoint(THERE, 41641, vni=7), 0, 1), (peer, None, 9, 0)]
         assert engine.lost_count == 3
 
@@ -291,13 +294,19 @@ def test_commands_are_packed() -> None:
         engine.set_path(peer, Endpoint(ip_address("10.0.0.1"), 9), 3, _native.PATH_DIRECT, 1280, further)
         engine.set_path(peer, None, 3, _native.PATH_RELAY)
         engine.set_path(peer, Endpoint(THERE, 40000, vni=7), 3, _native.PATH_DIRECT)
+        engine.set_path(peer, Endpoint(THERE, 40000, socket=256), 0, _native.PATH_DIRECT)
+        engine.set_extra(5, 2, is_open=True)
+        engine.send_extra(Endpoint(THERE, 40000, socket=5), b"ping")
         engine.inject(3, peer, b"data")
         others = bytes(10) + b"\xff\xff\x0a\0\0\2\1\2" + ip_address("fd00::1").packed + b"\0\7"
         assert native.calls == [
-            ("set_path", KEY, ip_address("fd00::1").packed, 9, 0, 3, 3, 0, b""),
-            ("set_path", KEY, ip_address("10.0.0.1").packed, 9, 0, 3, 1, 1280, others),
-            ("set_path", KEY, bytes(4), 0, 0, 3, 2, 0, b""),
-            ("set_path", KEY, THERE.packed, 40000, 7, 3, 1, 0, b""),
+            ("set_path", KEY, ip_address("fd00::1").packed, 9, 0, 0, 3, 3, 0, b""),
+            ("set_path", KEY, ip_address("10.0.0.1").packed, 9, 0, 0, 3, 1, 1280, others),
+            ("set_path", KEY, bytes(4), 0, 0, 0, 3, 2, 0, b""),
+            ("set_path", KEY, THERE.packed, 40000, 7, 0, 3, 1, 0, b""),
+            ("set_path", KEY, THERE.packed, 40000, 0, 256, 0, 1, 0, b""),
+            ("set_extra", 5, 2, 1),
+            ("send_extra", 5, THERE.packed, 40000, b"ping"),
             ("inject", 3, KEY, b"data"),
         ]
 
