@@ -153,4 +153,4 @@ def _flows(reader: Reader) -> bool:
 
 def _reason(here: Node, there: Node) -> str:
     peer = here.peer(there) or {}
-    return f"{peer.get('PathState', '')}: {peer.get('Reason', '')}"
+    return str(peer.get("Why", ""))

@@ -121,7 +121,7 @@ class Stage:
         found = []
         for a, b in ((self.here, self.there), (self.there, self.here)):
             peer: dict[str, Any] = a.peer(b) or {}
-            found += [f"{peer.get('PathState')}: {peer.get('Reason')}"] if a.make == "ours" else []
+            found += [str(peer.get("Why"))] if a.make == "ours" else []
         return found
 
 
