@@ -578,14 +578,18 @@ void mn_tunnel_set_path(struct mn_engine *e, uint32_t peer, const struct mn_comm
     struct mn_peer *p = peer_of(e, peer);
     if (p == NULL)
         return;
+    bool is_elsewhere = !mn_ep_equal(&p->direct, &cmd->ep);
+    bool is_another = is_elsewhere || p->mode != cmd->mode || p->region != cmd->region;
     p->mode = cmd->mode;
     p->region = cmd->region;
-    if (!mn_ep_equal(&p->direct, &cmd->ep))
+    if (is_elsewhere)
         p->source = any_source;
     p->direct = cmd->ep;
     p->limit = (uint16_t)cmd->number;
     set_others(p, cmd);
     set_mtu(e, peer, p);
+    if (is_another)
+        mn_stack_path_changed(e->stack, peer, e->now_ns);
     uint16_t len = p->unsent_len;
     if (!mn_way_has_direct(p) && !mn_way_has_relay(p))
         return;

@@ -72,6 +72,28 @@ static void tell_peer(struct mn_stack *s, const struct mn_conn *c, size_t mtu)
     mn_stack_send_too_big(s, c->peer, mtu, &about);
 }
 
+/* A timer that has backed off counts from the last send on the way that was; on another one it need not. */
+static void hurry(struct mn_stack *s, struct mn_conn *c)
+{
+    if (c->rtt.backoff < 2 || c->snd.una == c->snd.nxt)
+        return;
+    uint64_t last = c->snd.sent_at > c->rtt.resent_at ? c->snd.sent_at : c->rtt.resent_at, at = last + c->rtt.rto_ns;
+    c->rtt.backoff = 1; /* still no first loss: the window is reduced once */
+    if (at < c->due[MN_T_RETX])
+        mn_conn_set_timer(s, c, MN_T_RETX, at > s->now ? at : s->now);
+}
+
+void mn_stack_path_changed(struct mn_stack *s, uint32_t peer, uint64_t now_ns)
+{
+    mn_turn_enter(s, now_ns);
+    for (uint32_t i = 0; i < s->slot_used; i++) {
+        struct mn_conn *c = s->slots[i].conn;
+        if (c != NULL && !c->is_dead && c->peer == peer && c->state >= MN_ESTABLISHED)
+            hurry(s, c);
+    }
+    mn_turn_leave(s);
+}
+
 void mn_stack_path_shrunk(struct mn_stack *s, uint32_t peer, size_t mtu, uint64_t now_ns)
 {
     mn_turn_enter(s, now_ns);

@@ -115,6 +115,9 @@ void mn_stack_nudge(struct mn_stack *s, uint32_t peer, uint64_t now_ns); /* ther
  * is told by ICMP to do so as well. */
 void mn_stack_path_shrunk(struct mn_stack *s, uint32_t peer, size_t mtu, uint64_t now_ns);
 
+/* Packets for this peer go another way from now on: retransmissions that have backed off are tried there soon. */
+void mn_stack_path_changed(struct mn_stack *s, uint32_t peer, uint64_t now_ns);
+
 /* One decrypted inner packet; padding behind the IP length is ignored. */
 void mn_stack_input(struct mn_stack *s, uint32_t peer, const uint8_t *pkt, size_t len, uint64_t now_ns);
 void mn_stack_flush(struct mn_stack *s, uint64_t now_ns);

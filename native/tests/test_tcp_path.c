@@ -171,6 +171,34 @@ static void test_small_segments_suspect_nothing(void)
     rig_stop(&p.r);
 }
 
+/* The way there is another one: what has backed off for seconds is sent again within one timeout, and no sooner than
+ * one after the last time; and each change buys one try, not a new start of the timer. */
+static void test_another_way_is_tried_soon(void)
+{
+    struct far p;
+    start(&p, MSS);
+    run(&p, 10, true);
+    rig_write(&p.r, g_bytes, 6000);
+    for (int i = 0; i < 500; i++)
+        step(&p, false);
+    struct mn_conn *c = block(&p);
+    CHECK(c->due[MN_T_RETX] > p.r.now + MN_SECOND);
+    mn_stack_path_changed(p.r.s, c->peer + 1, p.r.now);
+    CHECK(c->due[MN_T_RETX] > p.r.now + MN_SECOND);
+    uint64_t before = mn_stack_stats(p.r.s)->tcp_timeouts;
+    for (int i = 0; i < 20; i++) {
+        mn_stack_path_changed(p.r.s, c->peer, p.r.now);
+        rig_advance(&p.r, MN_MS);
+        while (rig_take(&p.r))
+            ;
+    }
+    CHECK_INT(mn_stack_stats(p.r.s)->tcp_timeouts, before + 1);
+    CHECK(c->due[MN_T_RETX] > p.r.now);
+    run(&p, 400, true);
+    CHECK_INT(p.next, c->snd.end - p.base);
+    rig_stop(&p.r);
+}
+
 /* ---- what is told ---- */
 
 static struct mn_tcp_info info_of(struct far *p)
@@ -243,6 +271,7 @@ int main(void)
     RUN(test_path_that_was_away);
     RUN(test_window_holds_a_full_segment);
     RUN(test_small_segments_suspect_nothing);
+    RUN(test_another_way_is_tried_soon);
     RUN(test_info);
     RUN(test_unsent_is_bounded);
     return 0;
