@@ -201,11 +201,12 @@ class Host:
 
 
 class Lab:
-    """The network. Use as a context manager; `host(name)` adds one."""
+    """The network. Use as a context manager; `host(name)` adds one. v4: the first three numbers of the bridge's."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, v4: str = V4) -> None:
         sweep_leftovers()
         self.number = next(_runs)
+        self._v4 = v4
         self._numbers = list(NUMBERS)
         self._ports = itertools.count()
         self.prefix = f"{PREFIX}{os.getpid()}x{self.number}"
@@ -235,7 +236,7 @@ class Lab:
 
     def _build_hub(self) -> None:
         _allow_cubic()
-        hub = self._add_namespace("hub", 1, f"{V4}1", f"{V6}1")
+        hub = self._add_namespace("hub", 1, *self.addresses_of(1))
         hub.bridge("br0")
         self._address(hub, "br0")
         hub.sysctl("net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1")
@@ -243,7 +244,7 @@ class Lab:
     def host(self, name: str) -> Host:
         """Add a host on the bridge."""
         number = self.take_number()
-        host = self._add_namespace(name, number, f"{V4}{number}", f"{V6}{number:x}")
+        host = self._add_namespace(name, number, *self.addresses_of(number))
         self.wire(host, "eth0", self.hub, "br0")
         self._address(host, "eth0")
         host.ip("route", "add", "default", "via", self.hub.v4)
@@ -261,6 +262,10 @@ class Lab:
         _ip(*names, "peer", "name", port, "netns", middle.namespace)
         middle.ip("link", "set", port, "master", bridge, "up")
         host.ip("link", "set", device, "up")
+
+    def addresses_of(self, number: int) -> tuple[str, str]:
+        """On the bridge, of both families."""
+        return f"{self._v4}{number}", f"{V6}{number:x}"
 
     def take_number(self) -> int:
         """The number that has been free for longest."""

@@ -23,6 +23,8 @@ from interop.peers.tailscaled import Tailscaled
 from interop.process import Process
 from tests.lab import status
 
+PUBLIC = "198.51.100."
+"""Outside of every LAN: addresses that nodes take for public ones (TEST-NET-2, RFC 5737)."""
 PORT = 443
 CONTROL = "control.lab"
 """The control server by name: a node that changes families still finds it."""
@@ -134,4 +136,5 @@ def start_inet(lab: Lab) -> Inet:
         relays.append(Derper(host, authority, region=region, port=PORT, dual=True).start())
     regions = {region: relay.relay_map["regions"][region] for region, relay in zip(REGIONS, relays, strict=True)}
     headscale = Headscale(lab.hub, relay_map={"regions": regions}, port=PORT).start()
+    headscale.user()
     return Inet(lab, headscale, relays)

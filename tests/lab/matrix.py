@@ -28,7 +28,7 @@ from interop.lab import Lab, LabError
 from tests.lab import report
 from tests.lab.cell import Cell
 from tests.lab.expect import KINDS
-from tests.lab.inet import PAIRS, Inet, start_inet
+from tests.lab.inet import PAIRS, PUBLIC, Inet, start_inet
 from tests.lab.rules import Nat
 
 PREDICTION = ("--port-prediction",)
@@ -108,7 +108,7 @@ def work(inet: Inet, task: Task, store: Store) -> None:
 
 def run(options: argparse.Namespace, store: Store) -> None:
     deadline = time.monotonic() + options.minutes * 60
-    with tempfile.TemporaryDirectory(prefix="natlab-") as folder, Lab(Path(folder) / "lab") as lab:
+    with tempfile.TemporaryDirectory(prefix="natlab-") as folder, Lab(Path(folder) / "lab", PUBLIC) as lab:
         inet = start_inet(lab)
         with ThreadPoolExecutor(options.jobs) as pool:
             waiting = iter(list(tasks(options, store)))

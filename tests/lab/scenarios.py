@@ -21,7 +21,7 @@ from pathlib import Path
 from interop.lab import Lab, LabError
 from tests.lab import faults, idle, outages, report
 from tests.lab.faults import Round
-from tests.lab.inet import PAIRS, Inet, start_inet
+from tests.lab.inet import PAIRS, PUBLIC, Inet, start_inet
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def main() -> None:
         parser.error(f"there is no {', '.join(unknown)}")
     stored: dict[str, list[Round]] = json.loads(options.store.read_text()) if options.store.exists() else {}
     if not options.write:
-        with tempfile.TemporaryDirectory(prefix="natlab-") as folder, Lab(Path(folder) / "lab") as lab:
+        with tempfile.TemporaryDirectory(prefix="natlab-") as folder, Lab(Path(folder) / "lab", PUBLIC) as lab:
             inet = start_inet(lab)
             for name in options.names or SCENARIOS:
                 for pair in options.pair:

@@ -118,7 +118,7 @@ class Site:
         elif self.impaired:
             self._connect_by_box(number)
         else:
-            self.router.v4, self.router.v6 = f"10.77.0.{number}", f"fd77::{number:x}"
+            self.router.v4, self.router.v6 = self.lab.addresses_of(number)
             self.lab.wire(self.router, "wan", self.lab.hub, "br0")
             self.router.ip("address", "add", f"{self.router.v4}/24", "dev", "wan")
             self.router.ip("address", "add", f"{self.router.v6}/64", "dev", "wan", "nodad")
