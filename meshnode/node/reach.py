@@ -187,6 +187,7 @@ class Reach:
             house.discovery.forget_own(gone)
             house.portmap.look()
         self._put_mapped()
+        house.pool.options.prefers_v6 = report.ipv6
         fixed = house.node.port if house.node.port == house.engine.port4 else 0
         self.put(EndpointKind.STUN_LOCAL_PORT, forwarded_guess(self.report, fixed))
         house.discovery.set_endpoints(self.endpoints)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -34,6 +35,8 @@ from meshnode.run.scope import Scope
 NODE_S: Final = 1.5
 """For the TCP connection to one node; TLS and login have the rest of the total."""
 TOTAL_S: Final = 10.0
+V4_AFTER_S: Final = 0.2
+"""What IPv6 is given before IPv4 is tried beside it, where IPv6 is known to work."""
 PIN: Final = "sha256-raw:"
 NO_FAMILY: Final = "none"
 PLAIN_PORT: Final = 3340
@@ -57,6 +60,8 @@ class DialOptions:
     carrier: Carrier | None = field(default=None, repr=False)
     """Who serves the connection, TLS included; None: asyncio and ssl."""
     proxies: Proxies = field(default_factory=Proxies)
+    prefers_v6: bool = False
+    """IPv6 worked when last looked at: IPv4 waits a moment for it."""
     _websockets: set[str] = field(default_factory=set, repr=False)
     """Nodes that took us by WebSocket only: something on the way strips the other upgrade."""
     _carried: dict[bool, object] = field(default_factory=dict, repr=False)
@@ -159,6 +164,8 @@ def explain(error: BaseException) -> str:
         return f"TLS failed ({error.reason or error}); does it speak plain HTTP?"
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()  # asyncio's own text repeats the address only
     return str(error) or type(error).__name__
 
 
@@ -187,7 +194,7 @@ async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:
     port = _port(node, options)
     proxy = options.proxies.choose("http" if options.plain else "https", node.host, port)
     if proxy is None:
-        return await _connect(node, port)
+        return await _connect(node, port, V4_AFTER_S if options.prefers_v6 else 0.0)
     return await connect_through(proxy, node.host, port, ca_file=options.ca_file)
 
 
@@ -203,17 +210,17 @@ def _port(node: RelayNode, options: DialOptions) -> int:
     return node.port or (PLAIN_PORT if options.plain else 443)
 
 
-async def _connect(node: RelayNode, port: int) -> socket.socket:
+async def _connect(node: RelayNode, port: int, v4_after_s: float) -> socket.socket:
     """One TCP connection: to the map's literal addresses if it has any, else to what the name resolves to."""
     async with asyncio.timeout(NODE_S):
         literals = _literals(node)
         if literals:
             try:
-                return await _race([(family, (text, port)) for family, text in literals])
+                return await _race([(family, (text, port)) for family, text in literals], v4_after_s)
             except OSError:
                 if all((node.ipv4, node.ipv6)):
                     raise
-        return await _race(await _resolve(node, port))
+        return await _race(await _resolve(node, port), v4_after_s)
 
 
 def _literals(node: RelayNode) -> list[tuple[socket.AddressFamily, str]]:
@@ -242,18 +249,27 @@ async def _resolve(node: RelayNode, port: int) -> list[tuple[socket.AddressFamil
     return list(targets.items())
 
 
-async def _race(targets: list[tuple[socket.AddressFamily, Any]]) -> socket.socket:
-    """The first connection that stands; the others are closed. The first error if none does."""
+async def _race(targets: list[tuple[socket.AddressFamily, Any]], v4_after_s: float) -> socket.socket:
+    """The first connection that stands; the others are closed. The first error if none does.
+
+    v4_after_s: IPv4's start, unless another failed before.
+    """
     if not targets:
         raise OSError("it has no address we may use")
     if len(targets) == 1:
         return await _connect_one(*targets[0])
     results: asyncio.Queue[socket.socket | OSError] = asyncio.Queue()
+    failed = asyncio.Event()
 
     async def attempt(family: socket.AddressFamily, address: Any) -> None:
         try:
+            if family == socket.AF_INET and v4_after_s:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(v4_after_s):
+                        await failed.wait()
             results.put_nowait(await _connect_one(family, address))
         except OSError as error:
+            failed.set()
             results.put_nowait(error)
 
     first_error: OSError | None = None
