@@ -194,7 +194,7 @@ class House:
         from meshnode.underlay.portmap import PortMapper, protocols_of
 
         self.portmap = PortMapper(
-            protocols_of(self.node.disco.portmap),
+            protocols_of(self.node.disco.portmap, is_local=self.node.use_loopback),
             clock=self.clock,
             port=lambda: self.engine.port4,
             on_endpoint=self.reach.on_port_mapping,

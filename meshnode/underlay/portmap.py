@@ -36,9 +36,12 @@ CHUNK: Final = 16 * 1024
 _log = get_logger("portmap")
 
 
-def protocols_of(setting: str) -> frozenset[Protocol]:
-    """What the setting `portmap` allows here: "auto", "on", "off", or one protocol's name."""
-    if setting == "off" or (setting == "auto" and is_in_container()):
+def protocols_of(setting: str, *, is_local: bool = False) -> frozenset[Protocol]:
+    """What the setting `portmap` allows here: "auto", "on", "off", or one protocol's name.
+
+    is_local: peers are on this machine, so that nothing outside need be asked.
+    """
+    if setting == "off" or (setting == "auto" and (is_local or is_in_container())):
         return frozenset()
     if setting in ("auto", "on"):
         return ALL

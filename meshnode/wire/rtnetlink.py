@@ -7,8 +7,10 @@ Source: rtnetlink(7), netlink(7).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from struct import Struct
 from typing import Final
 
@@ -16,7 +18,7 @@ from meshnode.base.addr import IP, from_packed
 
 NEWLINK, DELLINK, GETLINK = 16, 17, 18
 NEWADDR, DELADDR, GETADDR = 20, 21, 22
-NEWROUTE, DELROUTE = 24, 25
+NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWRULE, DELRULE = 32, 33
 ERROR: Final = 2
 DONE: Final = 3
@@ -24,6 +26,7 @@ DONE: Final = 3
 GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x80 | 0x100 | 0x400 | 1 << 18
 """Links; IPv4 addresses, routes and rules; IPv6 addresses, routes and rules."""
 
+_REQUEST: Final = 0x1
 _REQUEST_DUMP: Final = 0x301
 _IFF_UP: Final = 0x1
 _IFF_LOWER_UP: Final = 0x10000
@@ -36,6 +39,11 @@ _IFA_UNUSABLE: Final = 0x08 | 0x20 | 0x40
 """Duplicate found, deprecated, or not yet known to be ours alone."""
 _IFA_OPTIMISTIC: Final = 0x04
 _CLONED: Final = 0x200
+_RTA_DST: Final = 1
+_RTA_OIF: Final = 4
+_RTA_GATEWAY: Final = 5
+_RTA_PREFSRC: Final = 7
+_AF_INET: Final = 2
 _HEADER: Final = Struct("=IHHII")
 _ATTRIBUTE: Final = Struct("=HH")
 _IFINFO: Final = Struct("=BxHiII")
@@ -64,6 +72,18 @@ class InterfaceAddress:
     """Packets may leave from it, and should."""
 
 
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How packets to somewhere leave."""
+
+    index: int
+    """Of the interface."""
+    gateway: IP | None
+    """The next hop; None: the target is a neighbour."""
+    source: IP | None
+    """Which of our addresses they leave from."""
+
+
 def ask_links() -> bytes:
     """List every link, without its counters."""
     mask = _ATTRIBUTE.pack(8, _IFLA_EXT_MASK) + _SKIP_STATS.to_bytes(4, "little")
@@ -75,8 +95,14 @@ def ask_addresses() -> bytes:
     return _question(GETADDR, _IFADDR.pack(0, 0, 0, 0, 0))
 
 
-def _question(kind: int, body: bytes) -> bytes:
-    return _HEADER.pack(_HEADER.size + len(body), kind, _REQUEST_DUMP, 1, 0) + body
+def ask_route(target: IPv4Address) -> bytes:
+    """Which way packets there would take; one NEWROUTE answers."""
+    body = _ROUTE.pack(_AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + _ATTRIBUTE.pack(8, _RTA_DST) + target.packed
+    return _question(GETROUTE, body, _REQUEST)
+
+
+def _question(kind: int, body: bytes, flags: int = _REQUEST_DUMP) -> bytes:
+    return _HEADER.pack(_HEADER.size + len(body), kind, flags, 1, 0) + body
 
 
 def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -110,6 +136,18 @@ def parse_address(body: bytes) -> InterfaceAddress | None:
         return None
     unusable = _IFA_UNUSABLE & ~0x40 if flags & _IFA_OPTIMISTIC else _IFA_UNUSABLE
     return InterfaceAddress(index, from_packed(raw), not flags & unusable)
+
+
+def parse_route(body: bytes) -> Route | None:
+    """The body of NEWROUTE; None if it is cut short or names no interface."""
+    if len(body) < _ROUTE.size:
+        return None
+    attributes = dict(_attributes(body[_ROUTE.size :]))
+    index = int.from_bytes(attributes.get(_RTA_OIF, b""), sys.byteorder)
+    hop, source = attributes.get(_RTA_GATEWAY, b""), attributes.get(_RTA_PREFSRC, b"")
+    if not index:
+        return None
+    return Route(index, *(from_packed(raw) if len(raw) in (4, 16) else None for raw in (hop, source)))
 
 
 def is_clone(body: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import struct
+from ipaddress import IPv4Address
 
 from meshnode.base.addr import parse_ip
 from meshnode.wire import rtnetlink
@@ -70,6 +71,7 @@ def test_noise_ends_and_never_raises() -> None:
         for _, body in rtnetlink.messages(bytes(noisy[: dice.randrange(len(noisy) + 1)])):
             rtnetlink.parse_link(body)
             rtnetlink.parse_address(body)
+            rtnetlink.parse_route(body)
             rtnetlink.is_clone(body)
 
 
@@ -80,3 +82,22 @@ def test_the_kernel_understands_the_questions() -> None:
         bodies = [body for kind, body in rtnetlink.messages(sock.recv(1 << 16)) if kind == rtnetlink.NEWLINK]
     names = [found.name for body in bodies if (found := rtnetlink.parse_link(body))]
     assert "lo" in names
+
+
+def test_a_route_by_a_gateway() -> None:
+    head = struct.pack("=BBBBBBBBI", 2, 32, 0, 0, 254, 0, 0, 1, 0)
+    found = attribute(4, struct.pack("=I", 7)) + attribute(5, b"\xc0\xa8\x32\1") + attribute(7, b"\xc0\xa8\x32\2")
+    wanted = rtnetlink.Route(7, parse_ip("192.168.50.1"), parse_ip("192.168.50.2"))
+    assert rtnetlink.parse_route(head + found) == wanted
+    assert rtnetlink.parse_route(head + found[:8]) == rtnetlink.Route(7, None, None)
+    assert rtnetlink.parse_route(head) is None and rtnetlink.parse_route(head[:-1]) is None
+
+
+def test_the_kernel_says_which_way_it_would_take() -> None:
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as sock:
+        sock.settimeout(5)
+        sock.send(rtnetlink.ask_route(IPv4Address("127.0.0.1")))
+        ((kind, body),) = rtnetlink.messages(sock.recv(1 << 16))
+    found = rtnetlink.parse_route(body)
+    assert kind == rtnetlink.NEWROUTE and found is not None
+    assert (socket.if_indextoname(found.index), found.gateway, str(found.source)) == ("lo", None, "127.0.0.1")
