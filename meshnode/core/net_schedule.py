@@ -64,7 +64,7 @@ class Schedule:
 
     def request(self, cause: Cause, now: Seconds) -> None:
         """Something happened that is worth a look."""
-        if cause in PATIENT and now - self._ended_at < FRESH_S:
+        if cause in PATIENT and (self._is_running or now - self._ended_at < FRESH_S):
             return
         if cause in FORCED or self._wanted is None:
             self._wanted = cause if self._wanted not in FORCED else self._wanted

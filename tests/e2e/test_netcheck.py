@@ -95,8 +95,7 @@ def test_the_home_is_what_we_measured_whatever_control_echoes() -> None:
     run("asyncio", work)
 
 
-@loops
-def test_a_home_whose_tcp_died_is_left_although_its_stun_answers(loop: str) -> None:
+def test_a_home_whose_tcp_died_is_left_although_its_stun_answers() -> None:
     async def work() -> None:
         async with make_county(0, 400) as county:
             node, other = await county.pair()
@@ -113,7 +112,7 @@ def test_a_home_whose_tcp_died_is_left_although_its_stun_answers(loop: str) -> N
             await until_home(county, other, "other", 902, 20.0)
             await node.ping("other")
 
-    run(loop, work, bound_s=60)
+    run("asyncio", work, bound_s=60)
 
 
 def test_a_home_by_choice() -> None:

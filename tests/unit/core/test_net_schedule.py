@@ -103,6 +103,16 @@ def test_who_wants_a_report_takes_a_fresh_one(cause: Cause) -> None:
     assert len(day.run(10)) == 1
 
 
+@pytest.mark.parametrize("cause", [Cause.CALL, Cause.PEERS])
+def test_who_wants_a_report_waits_for_the_one_in_the_making(cause: Cause) -> None:
+    day = Day()
+    day.want(Cause.START)
+    day.schedule.begin(Seconds(day.now))
+    day.want(cause)
+    day.schedule.end(NetReport(), Seconds(day.now))
+    assert day.run(10) == []
+
+
 def test_a_link_change_during_a_check_leads_to_another() -> None:
     day = Day()
     day.schedule.request(Cause.CALL, Seconds(day.now))
