@@ -131,6 +131,8 @@ class PathBody:
         self.last_call_at = -1e9
         self.last_full_call_at = -1e9
         self.call_missed = False
+        self.was_called = False
+        """Probing because the peer called, not of our own accord."""
         self.round = 0
         self.retries = 0
         self.size_test: SizeTest | None = None
@@ -214,6 +216,7 @@ class PathBody:
         self.act = None
         self.hedges.clear()
         self.become(State.PROBING, why)
+        self.was_called = not call
         self.round = 0
         self.timers[Event.ROUND] = self.now + ROUND_GAPS_S[0]
         self.timers[Event.IDLE] = self.live_until

@@ -16,6 +16,8 @@ EVIDENCE_S: Final = 6.0
 GREET_S: Final = 5.0
 SEEK_ROUND: Final = 3
 """The round of Probing in which a peer relay is asked too: had the peer a direct path, it would have answered."""
+CALL_BACK_ROUND: Final = 2
+"""Who was called calls back once, and early, while the caller still probes: later it would wake the caller again."""
 FAR_S: Final = 0.05
 FAR_CALL_S: Final = 60.0
 REPROBED_AT_ONCE: Final = 8
@@ -118,7 +120,7 @@ def on_round_probing(p: PathBody) -> None:
     if p.round == SEEK_ROUND:
         p.out.append(SeekRelay(is_urgent=False))
     if p.round < len(ROUND_GAPS_S):
-        p.probe_all()
+        p.probe_all(call=not p.was_called or p.round == CALL_BACK_ROUND)
         p.timers[Event.ROUND] = p.now + ROUND_GAPS_S[p.round]
         return
     p.become(State.RELAY_ONLY, _why_relayed(p))

@@ -273,3 +273,17 @@ def test_a_relay_faster_than_the_direct_path_condemns_nothing(seed: int, both: b
     world.run(40.0)
     assert all(new not in (RELAY, DEGRADED) for _, _, new, _ in a.states + b.states)
     assert a.routes[b.key].mode == Mode.DIRECT
+
+
+@seeds(12)
+def test_two_that_cannot_meet_do_not_wake_each_other_for_ever(seed: int) -> None:
+    """One's last call comes when the other has given up, and that one's when the first has."""
+    world, a, b = pair(seed, relay_delay_s=0.15)
+    world.cut(a, b)
+    a.is_on_relay = False
+    b.send(a)
+    world.run(3.9 + 0.02 * (seed % 12))
+    a.is_on_relay = True
+    a.send(b)
+    world.run(120.0)
+    assert a.state(b) is UNKNOWN and b.state(a) is UNKNOWN, world.story()
