@@ -91,6 +91,11 @@ class PeerPath(PathBody):
 
     def on_ping(self, source: Endpoint, now: Seconds) -> list[Effect]:
         """A ping arrived by UDP and was answered."""
+        candidate = self.candidates.get(source)
+        if candidate is not None:
+            candidate.pinged_at = now
+            if candidate.is_left:
+                candidate.bad_until, candidate.is_left = now, False
         return self._once(now, Event.PING_RX, source)
 
     def on_call(self, endpoints: Iterable[Endpoint], now: Seconds) -> list[Effect]:

@@ -51,6 +51,8 @@ RETRY_GAPS_S: Final = (5.0, 10.0, 25.0)
 """Between full rounds in RelayOnly; the last is the tuning's reprobe."""
 QUARANTINE_S: Final = 60.0
 QUARANTINE_MAX_S: Final = 600.0
+PINGED_S: Final = 10.0
+"""A peer that uses a path pings it every two or three seconds."""
 WANTED_S: Final = 10.0
 SESSION_S: Final = 180.0
 """Silence after which no WireGuard session can be alive."""
@@ -302,9 +304,14 @@ class PathBody:
             for_s = min(QUARANTINE_S * 2**candidate.bad_count, QUARANTINE_MAX_S)
             candidate.bad_count += 1
         candidate.bad_until = self.now + for_s
+        candidate.is_left = False
 
-    def doubt_carrying(self, why: str) -> None:
-        """Event 18: pongs arrive but WireGuard does not. The next best path, or the relay."""
+    def doubt_carrying(self, why: str, *, is_choice: bool = False) -> None:
+        """Event 18: pongs arrive but WireGuard does not. The next best path, or the relay.
+
+        is_choice: all that speaks against the path is that the peer's data comes by relay. Unless the peer itself pings
+        the path it may have set it aside, and two that did so in turn would never meet again.
+        """
         failed = self.act
         assert failed is not None
         others = [c for c in self.candidates.values() if c is not failed and not c.is_bad(self.now)]
@@ -312,7 +319,10 @@ class PathBody:
         if not fresh and not self.is_relay_allowed:
             self.hedges.clear()
             return  # there is nothing better to be had
-        self.quarantine(failed)
+        if is_choice and self.now - failed.pinged_at >= PINGED_S:
+            failed.bad_until, failed.is_left = self.now + QUARANTINE_S, True
+        else:
+            self.quarantine(failed)
         if fresh:
             best = min(fresh, key=lambda c: (c.srtt or 0.0, str(c.endpoint)))
             self.install(best, best.pong_at, f"{why}; {best.endpoint} is the next best")

@@ -75,7 +75,7 @@ def on_stall_over(p: PathBody) -> None:
     if Hedge.STALL not in p.hedges:
         return
     if p.now - p.relayed_at < STALL_WAIT_S:
-        p.doubt_carrying("data comes back by relay only")
+        p.doubt_carrying("data comes back by relay only", is_choice=True)
     elif p.heard_relay_at >= p.stall_at and (_was_talking(p) or p.now - p.stall_at >= PATIENCE_S):
         p.doubt_carrying("WireGuard answers by relay only")
     elif p.now - p.stall_at < PATIENCE_S:
@@ -92,7 +92,7 @@ def on_hedge_over(p: PathBody) -> None:
     if p.sent_at < p.installed_at or p.heard_direct_at > p.installed_at:
         p.hedges.discard(Hedge.INSTALL)
     elif p.relayed_at > clear_at:
-        p.doubt_carrying("it answers probes but sends its data by relay only")
+        p.doubt_carrying("it answers probes but sends its data by relay only", is_choice=True)
     elif p.now - p.installed_at > HEDGE_S + PATIENCE_S:
         p.doubt_carrying("it answers probes but no data")
     else:
@@ -111,4 +111,4 @@ def _was_talking(p: PathBody) -> bool:
 
 
 def _stalls_allowed(p: PathBody) -> int:
-    return 1 if p.act is not None and p.act.loss < LOSSLESS else 3
+    return 2 if p.act is not None and p.act.loss < LOSSLESS else 4

@@ -46,8 +46,9 @@ class Candidate:
     """One endpoint of a peer."""
 
     __slots__ = (
-        "asked_at", "bad_count", "bad_until", "endpoint", "finished", "heard_at", "is_announced", "is_sized", "kind",
-        "limit", "loss", "ping_at", "pong_at", "pong_count", "sized_at", "srtt", "triggered_at", "var",
+        "asked_at", "bad_count", "bad_until", "endpoint", "finished", "heard_at", "is_announced", "is_left", "is_sized",
+        "kind", "limit", "loss", "ping_at", "pinged_at", "pong_at", "pong_count", "sized_at", "srtt", "triggered_at",
+        "var",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, kind: Kind) -> None:
@@ -69,6 +70,10 @@ class Candidate:
         self.bad_count = 0
         self.ping_at = -1e9
         self.triggered_at = -1e9
+        self.pinged_at = -1e9
+        """When the peer last pinged us from there."""
+        self.is_left = False
+        """Set aside only because the peer does not use it: no longer than that."""
         self.forget()
 
     def forget(self) -> None:

@@ -128,3 +128,18 @@ def test_the_next_best_path_is_asked_before_it_is_believed(seed: int) -> None:
     story = [(t, new) for t, _, new, why in a.states if t > at and str(other.endpoint) in why]
     assert not story or any(t < story[0][0] + 1.0 and new == DEGRADED for t, new in story[1:]), world.story()
     assert lost_for(a, b, at) <= 16.0
+
+
+@seeds(15)
+def test_scrubbing_that_ends_leaves_no_quarrel(seed: int) -> None:
+    """One end has set the path aside and the other knows nothing of it: they must not go on to do so in turn."""
+    world, a, b = talking(seed)
+    a.up.scrubs_wireguard = a.down.scrubs_wireguard = True
+    world.run_until(lambda: a.state(b) is RELAY and b.state(a) is RELAY, 25.0)
+    a.up.scrubs_wireguard = a.down.scrubs_wireguard = False
+    world.run(world.dice.uniform(5.0, 30.0))
+    a.restart()
+    world.run(100.0)
+    world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
+    world.run(30.0)
+    assert a.state(b) is DIRECT and b.state(a) is DIRECT, world.story()
