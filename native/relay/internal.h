@@ -117,7 +117,7 @@ struct mn_relay {
     uint64_t now_ns, now_ms, random;
     uint32_t shakes;
     int epoll_fd, spare_fd;
-    bool is_started;
+    atomic_bool is_started;
     pthread_t thread;
     atomic_bool wants_stop;
     atomic_uint_fast64_t ids;

@@ -503,19 +503,19 @@ int mn_relay_start(struct mn_relay *r)
     pthread_attr_destroy(&attr);
     if (err != 0)
         return -err;
-    r->is_started = true;
+    atomic_store(&r->is_started, true);
     (void)pthread_setname_np(r->thread, "meshnode-derp");
     return 0;
 }
 
 void mn_relay_stop(struct mn_relay *r)
 {
-    if (!r->is_started)
+    if (!atomic_load(&r->is_started))
         return;
     atomic_store_explicit(&r->wants_stop, true, memory_order_release);
     (void)eventfd_write(r->talk.command_fd, 1);
     pthread_join(r->thread, NULL);
-    r->is_started = false;
+    atomic_store(&r->is_started, false);
 }
 
 /* ---- questions ---- */
@@ -524,7 +524,7 @@ static int ask(struct mn_relay *r, uint8_t kind, void *out)
 {
     struct mn_relay_talk *t = &r->talk;
     struct question q = {out, false};
-    if (!r->is_started)
+    if (!atomic_load(&r->is_started))
         return -ESHUTDOWN;
     int err = mn_talk_push(t, &(struct mn_relay_command){.kind = kind, .fd = -1, .out = &q}, NULL, 0);
     if (err != 0)
