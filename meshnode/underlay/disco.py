@@ -154,18 +154,17 @@ class Discovery(Paths):
         self._perform(known, self._path(known).on_recv(direct, What(what), self._clock.now()))
 
     def on_send_error(self, endpoint: Endpoint, number: int) -> None:
-        """The system refused a datagram, or somebody on the way says that one did not arrive."""
+        """The system refused a datagram, or somebody on the way says that one did not arrive, who knows of no legs."""
         self._counters["send_errors"] += 1
         now = self._clock.now()
         for known, path in self._awake():
-            if endpoint not in path.candidates:
-                continue
-            if number == errno.EMSGSIZE:
-                self._perform(known, path.on_too_big(endpoint, now))
-            elif number in PASSING:
-                self._perform(known, path.on_full_buffers(endpoint, now))
-            else:
-                self._perform(known, path.on_send_error(endpoint, number in UNREACHABLE, now))
+            for hit in [e for e in path.candidates if e == endpoint or (e.vni and e._replace(vni=0) == endpoint)]:
+                if number == errno.EMSGSIZE:
+                    self._perform(known, path.on_too_big(hit, now))
+                elif number in PASSING:
+                    self._perform(known, path.on_full_buffers(hit, now))
+                else:
+                    self._perform(known, path.on_send_error(hit, number in UNREACHABLE, now))
 
     def on_handshake(self, peer: NodePublic, ok: bool) -> None:
         """WireGuard has a session, or gave up asking for one: on a path that answers pings, that is a stall."""

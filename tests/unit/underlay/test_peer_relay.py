@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,19 @@ def test_nothing_comes_by_a_leg_that_is_not_the_senders() -> None:
         rig.by_leg(rig.seal(wire.Ping(TXID, rig.member), rig.member_private))
         assert rig.udp == [] and rig.discovery.counters()["disco_bad_leg"] == 4
         assert rig.discovery._keys.curve_count == spent, "no cipher for any of them"
+
+    play(scenario)
+
+
+def test_an_error_of_the_relays_address_is_one_of_its_legs() -> None:
+    def scenario(rig: RelayRig) -> None:
+        rig.discovery.on_send(rig.key, False)
+        rig.bind()
+        rig.discovery.on_send_error(AT, errno.ENETUNREACH)
+        status = rig.discovery.status(rig.key)
+        assert status is not None
+        assert [c.is_bad for c in status.candidates if c.endpoint == LEG] == [True]
+        assert [c.is_bad for c in status.candidates if c.endpoint == HERE] == [False]
 
     play(scenario)
 
