@@ -101,7 +101,7 @@ static struct mn_ip inner_of(uint8_t host)
 static void start(struct world *w, struct side *s, uint8_t which)
 {
     struct mn_wg_config config = {.staged_buffers = 16, .staged_packets = 8};
-    struct mn_wg_ops ops = {s, some_random, wall, on_send, on_event, NULL, NULL};
+    struct mn_wg_ops ops = {.ctx = s, .random = some_random, .wall_ns = wall, .send = on_send, .event = on_event};
     uint8_t key[32] = {0, which}; /* the low bits of the first byte do not count */
     s->seed = which;
     s->now = &w->now;
