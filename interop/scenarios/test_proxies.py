@@ -6,6 +6,7 @@ do not get through the proxy they do not get.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -55,18 +56,21 @@ class Office:
             assert self.bed.curl(hearer, f"http://{teller.name}/file").sha256 == wanted
 
     def expect_websocket(self, name: str) -> None:
-        """Behind an nginx that stands where the relay is, and strips what is not WebSocket."""
+        """Behind nginxes that stand where control and the relay are, and strip what is not WebSocket."""
         assert self.bed.authority is not None
-        relay = self.bed.lab.hosts["relay"].v4
-        front = Front(self.bed.lab.host(f"front-{name}"), relay, self.bed.authority).start()
-        host = self.inside(name)
-        host.divert(443, front.host.v4, relay)
+        lab, host, fronts = self.bed.lab, self.inside(name), []
+        for what, server in (("control", lab.hub), ("relay", lab.hosts["relay"])):
+            fronts.append(Front(lab.host(f"front-{what}"), server.v4, self.bed.authority).start())
+            host.divert(443, fronts[-1].host.v4, server.v4)
         node = self.bed.mesh(name, host=host)
         self.expect_both_ways(node)
         self.expect_files(node)
         node.stop()
-        until(lambda: '"GET /derp HTTP/1.1" 101' in front.requests(), 10.0, "nginx passed a WebSocket")
-        assert front.requests().count('"GET /derp HTTP/1.1" 426') == 1, front.requests()
+        control, relay = fronts
+        until(lambda: '"GET /derp HTTP/1.1" 101' in relay.requests(), 10.0, "nginx passed a WebSocket to the relay")
+        assert relay.requests().count('"GET /derp HTTP/1.1" 426') == 1, relay.requests()
+        wanted = re.compile(r'"GET /ts2021\?\S+ HTTP/1.1" 101 ')
+        until(lambda: wanted.search(control.requests()), 10.0, "nginx passed a WebSocket to control")
 
 
 def make_office(lab: Lab, relay: str) -> Office:

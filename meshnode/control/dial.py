@@ -1,9 +1,9 @@
 """Reach the server: TCP or a proxy, TLS, /key, upgrade, Noise.
 
-A Pipe is one TCP or TLS connection. `dial` turns a Server into a Link: an open control channel on
-a pipe, with the server's key verified. One connection serves /key and the upgrade when the server
-keeps it alive. https means TLS on the URL's port and nothing else; http means plaintext. A
-certificate that does not verify ends the attempt: there is no way around it.
+`dial` turns a Server into a Link: an open control channel on a pipe, with the server's key verified. One
+connection serves /key and the upgrade when the server keeps it alive. https means TLS on the URL's port and nothing
+else; http means plaintext. A certificate that does not verify ends the attempt: there is no way around it. Where the
+upgrade is stripped on the way, a WebSocket is tried.
 Source: docs/protocol/control.md 2.
 """
 
@@ -13,10 +13,10 @@ import asyncio
 import contextlib
 import os
 import ssl
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Final, cast
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Final
+from urllib.parse import urlencode, urlsplit
 
 from meshnode.base.bounds import KEY_REPLY_MAX
 from meshnode.base.errors import (
@@ -31,19 +31,20 @@ from meshnode.base.errors import (
     VersionRejected,
 )
 from meshnode.base.keys import Entropy, MachinePrivate, MachinePublic
+from meshnode.control.pipe import Pipe
 from meshnode.core.proxies import Proxies
 from meshnode.netmap import tailcfg
 from meshnode.run.connect import connect_through
+from meshnode.run.log import get_logger
+from meshnode.wire import websocket
 from meshnode.wire.control import HANDSHAKE_HEADER, UPGRADE_PATH, UPGRADE_PROTOCOL, ClientChannel
 from meshnode.wire.http1 import ClientHttp, Response
 from meshnode.wire.noise import HandshakeError
 
 DIAL_TIMEOUT_S: Final = 10.0
 USER_AGENT: Final = "meshnode"
-UNREAD_MAX: Final = 1 << 20
-"""Bytes held for a reader that is not there yet; beyond, the socket is not read."""
-UNSENT_MAX: Final = 32 << 20
-"""Bytes the other side has not taken; beyond, it is given up."""
+WEBSOCKET_PARAMETER: Final = "X-Tailscale-Handshake"
+_log = get_logger("control")
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,88 +99,8 @@ class KeyMismatch(ControlError):
     """The server does not hold the key we expect."""
 
 
-class Pipe(asyncio.Protocol):
-    """One connection: `read` during set-up, callbacks after `attach`."""
-
-    def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
-        self.error: Exception | None = None
-        self.ended = False
-        self._unread = bytearray()
-        self._waiter: asyncio.Future[None] | None = None
-        self._on_data: Callable[[bytes], None] | None = None
-        self._on_end: Callable[[Exception | None], None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """asyncio's callback, also after a TLS upgrade."""
-        transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """asyncio's callback."""
-        if self._on_data is not None:
-            self._on_data(data)
-            return
-        self._unread += data
-        if len(self._unread) > UNREAD_MAX and self.transport is not None:
-            self.transport.pause_reading()
-        self._wake()
-
-    def eof_received(self) -> bool:
-        """asyncio's callback: an end is an end, nothing half-open here."""
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """asyncio's callback."""
-        self.ended, self.error = True, exc
-        self._wake()
-        if self._on_end is not None:
-            self._on_end(exc)
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def read(self) -> bytes:
-        """What has come, or b'' at the end of the stream. The caller bounds the wait."""
-        while not self._unread and not self.ended:
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
-        data = bytes(self._unread)
-        self._unread.clear()
-        if self.transport is not None and not self.ended:
-            self.transport.resume_reading()
-        return data
-
-    def write(self, data: bytes) -> None:
-        """Send; silently nothing once the connection ended, its reader learns of that."""
-        if self.transport is None or self.transport.is_closing():
-            return
-        self.transport.write(data)
-        if self.transport.get_write_buffer_size() > UNSENT_MAX:
-            self.transport.abort()
-
-    def attach(self, on_data: Callable[[bytes], None], on_end: Callable[[Exception | None], None]) -> None:
-        """From now on call back; bytes and an end that came before are handed over at once."""
-        self._on_data, self._on_end = on_data, on_end
-        data = bytes(self._unread)
-        self._unread.clear()
-        if self.transport is not None and not self.ended:
-            self.transport.resume_reading()
-        if data:
-            on_data(data)
-        if self.ended:
-            on_end(self.error)
-
-    def close(self) -> None:
-        """Close now; what was written may be lost."""
-        if self.transport is not None:
-            self.transport.abort()
-
-    def close_gently(self) -> None:
-        """Close after what was written has left."""
-        if self.transport is not None:
-            self.transport.close()
+class UpgradeStripped(ControlError):
+    """The server answered in HTTP and did not change the protocol, as behind a proxy that drops the header."""
 
 
 @dataclass(slots=True)
@@ -291,8 +212,14 @@ async def dial(
                     pipe.close_gently()
                     pipe = await open_pipe(server, route)
                     http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
+            initiate = partial(ClientChannel, machine, key, version, entropy)
             try:
-                return await _upgrade(pipe, http, server, machine, key, version, entropy)
+                try:
+                    return await _upgrade(pipe, http, server, key, initiate())
+                except UpgradeStripped as error:
+                    pipe.close_gently()
+                    pipe = await open_pipe(server, route)
+                    return await _upgrade_websocket(pipe, server, key, initiate(), entropy, error)
             except VersionRejected:
                 if expected is None:
                     raise
@@ -354,28 +281,45 @@ def _not_control(server: Server, why: str) -> NotAControlServer:
     )
 
 
-async def _upgrade(
-    pipe: Pipe,
-    http: ClientHttp,
-    server: Server,
-    machine: MachinePrivate,
-    key: MachinePublic,
-    version: int,
-    entropy: Entropy,
-) -> Link:
-    channel = ClientChannel(machine, key, version, entropy)
+async def _upgrade(pipe: Pipe, http: ClientHttp, server: Server, key: MachinePublic, channel: ClientChannel) -> Link:
+    """UpgradeStripped if the answer looks as if something on the way had not passed the upgrade on."""
     headers = [(HANDSHAKE_HEADER, channel.header_value), ("User-Agent", USER_AGENT)]
     answer = await exchange(pipe, http, http.upgrade("POST", UPGRADE_PATH, UPGRADE_PROTOCOL, headers), server)
     if answer.status != 101 or answer.headers.get("upgrade", "").lower() != UPGRADE_PROTOCOL:
         raise _upgrade_refusal(answer, server)
+    return await _shake(pipe, server, key, channel, answer.rest)
+
+
+async def _upgrade_websocket(
+    pipe: Pipe, server: Server, key: MachinePublic, channel: ClientChannel, entropy: Entropy, refused: UpgradeStripped
+) -> Link:
+    """The same by WebSocket, which proxies pass that know no other upgrade. refused: raised if they do not."""
+    upgrade = websocket.ClientUpgrade(UPGRADE_PROTOCOL, entropy(websocket.NONCE_LEN))
+    http = ClientHttp(server.authority, body_limit=KEY_REPLY_MAX)
+    target = f"{UPGRADE_PATH}?{urlencode({WEBSOCKET_PARAMETER: channel.header_value})}"
+    headers = [*upgrade.headers, ("User-Agent", USER_AGENT)]
+    answer = await exchange(pipe, http, http.upgrade("GET", target, "websocket", headers), server)
+    if answer.status != 101:
+        raise refused
     try:
-        early = channel.receive(answer.rest)
+        upgrade.check(answer)
+    except RemoteProtocolError:
+        raise refused from None
+    pipe.start_websocket(answer.rest)
+    _log.info("control reached by WebSocket: something on the way strips its own upgrade", server=server.authority)
+    return await _shake(pipe, server, key, channel, b"")
+
+
+async def _shake(pipe: Pipe, server: Server, key: MachinePublic, channel: ClientChannel, first: bytes) -> Link:
+    """The server's half of the handshake. first: bytes that came with the upgrade."""
+    try:
+        early = channel.receive(first)
         while not channel.is_open:
             data = await pipe.read()
             if not data:
                 raise VersionRejected(
-                    f"{server.authority} closed the handshake; most likely capability version {version} is below its "
-                    "minimum: upgrade meshnode"
+                    f"{server.authority} closed the handshake; most likely capability version {channel.version} is "
+                    "below its minimum: upgrade meshnode"
                 )
             early += channel.receive(data)
     except HandshakeError:
@@ -389,9 +333,9 @@ def _upgrade_refusal(answer: Response, server: Server) -> MeshError:
     text = _first_words(answer.body)
     if answer.status in (404, 405):
         return _not_control(server, f"it answered {answer.status} to {UPGRADE_PATH}")
-    return ControlError(
-        f"{server.authority} did not upgrade the connection ({answer.status}: {text}); a proxy in front of it probably "
-        f"strips the Upgrade header: it must pass 'Upgrade: {UPGRADE_PROTOCOL}' on POST"
+    return UpgradeStripped(
+        f"{server.authority} did not upgrade the connection ({answer.status}: {text}), nor to WebSocket; a proxy in "
+        f"front of it probably strips the header: it must pass 'Upgrade: {UPGRADE_PROTOCOL}' on POST, or WebSocket"
     )
 
 

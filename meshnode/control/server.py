@@ -20,7 +20,7 @@ from meshnode.base.bounds import CONTROL_REPLY_MAX, KEY_REPLY_MAX
 from meshnode.base.errors import KeyFormatError, ListenError, LocalProtocolError, RemoteProtocolError
 from meshnode.base.keys import MachinePrivate, MachinePublic
 from meshnode.base.units import Unix
-from meshnode.control.dial import Pipe
+from meshnode.control.pipe import Pipe
 from meshnode.control.tailnet import Change, Member, Tailnet
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger

@@ -141,6 +141,7 @@ class ClientChannel(Channel):
 
     def __init__(self, machine: MachinePrivate, server: MachinePublic, version: int, entropy: Entropy) -> None:
         super().__init__(expect_early=True)
+        self.version = version
         self._initiator = Initiator(machine, server, version, entropy)
         message = self._initiator.message
         self.initiation: bytes = version.to_bytes(2, "big") + _header(INITIATION, len(message)) + message

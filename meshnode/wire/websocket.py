@@ -1,7 +1,8 @@
-"""The WebSocket upgrade in HTTP: what a client asks, what a server answers, and how each is checked.
+"""WebSocket: what a client asks in HTTP, what a server answers, and the client's end as a byte stream.
 
-Framing is native code's (native/relay/websocket.h): it lies on the path of packets.
-Source: RFC 6455 4; docs/protocol/paths.md 1.11.
+ClientStream is for the control channel, over the wsproto library; relays are framed by native code
+(native/relay/websocket.h), which lies on the path of packets.
+Source: RFC 6455; docs/protocol/paths.md 1.11, control.md 2.8.
 """
 
 from __future__ import annotations
@@ -50,3 +51,44 @@ class ClientUpgrade:
             raise RemoteProtocolError(f"the WebSocket that was opened does not speak {self._subprotocol}")
         if answer.headers.get("sec-websocket-extensions"):
             raise RemoteProtocolError("the WebSocket that was opened has extensions nobody asked for")
+
+
+class ClientStream:
+    """An open WebSocket as a stream: binary messages whose boundaries carry no meaning."""
+
+    def __init__(self) -> None:
+        from wsproto.connection import Connection, ConnectionType  # late: few networks need it
+
+        self._connection = Connection(ConnectionType.CLIENT)
+        self._out = b""
+        self.is_closed = False
+        """The other side said goodbye, or broke the rules; nothing more comes."""
+
+    def receive(self, data: bytes) -> bytes:
+        """The payload of what has come. What is owed for it is in `to_send`."""
+        from wsproto.events import BytesMessage, CloseConnection, Ping, Pong
+
+        payload = bytearray()
+        if self.is_closed:
+            return b""
+        self._connection.receive_data(data)
+        for event in self._connection.events():
+            if isinstance(event, BytesMessage):
+                payload += event.data
+            elif isinstance(event, Ping):
+                self._out += self._connection.send(event.response())
+            elif isinstance(event, CloseConnection) or not isinstance(event, Pong):
+                self.is_closed = True
+                break
+        return bytes(payload)
+
+    def send(self, data: bytes) -> bytes:
+        """The bytes of one message; none once it is closed."""
+        from wsproto.events import BytesMessage
+
+        return self._connection.send(BytesMessage(data)) if not self.is_closed else b""
+
+    def to_send(self) -> bytes:
+        """Answers to pings."""
+        out, self._out = self._out, b""
+        return out
