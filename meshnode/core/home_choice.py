@@ -187,9 +187,9 @@ class HomeChoice:
         new = min(best, key=lambda region: (best[region], region != old, region))
         if new == old:
             self._wished = NO_REGION
-            return Choice(old, f"nearest: {self._name(old)} answers in {_ms(best[old])}")
+            return Choice(old, self._why_nearest(old, best))
         if old == NO_REGION:
-            return Choice(new, f"nearest: {self._name(new)} answers in {_ms(best[new])}")
+            return Choice(new, self._why_nearest(new, best))
         if not is_told:
             return Choice(old, f"{self._name(old)} stays while control cannot be told of another")
         if not self._is_reachable(old, latencies, began_at, now):
@@ -221,6 +221,14 @@ class HomeChoice:
             return False
         heard_at = self._heard.get(region, -1e9)
         return region in latencies or heard_at >= began_at or now - heard_at < HEARD_S
+
+    def _why_nearest(self, nearest: RegionId, best: dict[RegionId, float]) -> str:
+        text = f"nearest: {self._name(nearest)} answers in {_ms(best[nearest])}"
+        others = [region for region in best if region != nearest]
+        if not others:
+            return text
+        second = min(others, key=lambda region: (best[region], region))
+        return f"{text}, {self._name(second)} in {_ms(best[second])}"
 
     def _why_kept(self, new: RegionId, old_now: float, new_best: float) -> str:
         if not old_now:

@@ -19,6 +19,7 @@ from meshnode.core.report import NetReport
 from meshnode.netmap.model import RelayMap
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
+from meshnode.underlay.deadlines import CallLater, Timer
 
 TRY_S: Final = 4.0
 """A region that does not connect within this time makes way for the next."""
@@ -43,25 +44,28 @@ class HomeKeeper:
         connect: Callable[[RegionId], None] = _nothing,
         is_told: Callable[[], bool] = lambda: True,
         clock: Clock | None = None,
+        call_later: CallLater | None = None,
         preferred: int = 0,
         wanted: int = 0,
     ) -> None:
         """choose: connect to this region and keep it. report: it is our home, tell control.
 
         connect: try this region beside the home. is_told: whether control would hear of another home now.
-        preferred: the home of the last run. wanted: a person's choice.
+        call_later: how to be woken; the running loop's unless a simulator brings its own. preferred: the home of the
+        last run. wanted: a person's choice.
         """
         self._choose = choose
         self._report = report
         self._connect = connect
         self._is_told = is_told
         self._clock = clock or Clock()
+        self._call_later = call_later or asyncio.get_running_loop().call_later
         self.choice = HomeChoice(RegionId(preferred), wanted=RegionId(wanted))
         self._trial: Choice | None = None
         self._tried: set[RegionId] = set()
         """Regions tried in vain since the home was lost."""
-        self._home_timer: asyncio.TimerHandle | None = None
-        self._trial_timer: asyncio.TimerHandle | None = None
+        self._home_timer: Timer | None = None
+        self._trial_timer: Timer | None = None
         self._connected: set[RegionId] = set()
         self._is_reported = False
         self.settled = asyncio.Event()
@@ -182,7 +186,7 @@ class HomeKeeper:
         if choice.region in self._connected:
             self._move(choice)
             return
-        self._trial_timer = asyncio.get_running_loop().call_later(TRY_S, self._fail_trial)
+        self._trial_timer = self._call_later(TRY_S, self._fail_trial)
         self._connect(choice.region)
 
     def _fail_trial(self) -> None:
@@ -213,7 +217,7 @@ class HomeKeeper:
 
     def _arm_home(self, delay_s: float) -> None:
         self._disarm_home()
-        self._home_timer = asyncio.get_running_loop().call_later(delay_s, self._give_up_home)
+        self._home_timer = self._call_later(delay_s, self._give_up_home)
 
     def _disarm_home(self) -> None:
         if self._home_timer is not None:

@@ -96,6 +96,12 @@ def test_a_home_nobody_measured_gives_way_to_the_first_report() -> None:
     assert close.report(r1=12, r2=10).region == R1
 
 
+def test_the_reason_has_both_figures() -> None:
+    bench = Bench(1, 2, 3)
+    assert bench.report(r1=0.25, r2=7, r3=30).reason == "nearest: r1 answers in 0.25 ms, r2 in 7.0 ms"
+    assert bench.report(r1=9).reason == "nearest: r1 answers in 0.25 ms"
+
+
 def test_no_second_voluntary_move_within_five_minutes() -> None:
     bench = Bench()
     bench.settle(r1=100, r2=500)
