@@ -61,6 +61,11 @@ class Derper:
         return done.stdout.strip() == "204"
 
     @property
+    def code(self) -> str:
+        """Of its region."""
+        return REGION_CODE if self.region == REGION else f"{REGION_CODE}{self.region}"
+
+    @property
     def pin(self) -> str:
         """`sha256-raw:` and the digest of the certificate it made, as it says at start."""
         assert self.process is not None
@@ -82,6 +87,5 @@ class Derper:
             node["certname"] = self.pin
         if self.dual:
             node["ipv6"] = self.host.v6
-        code = REGION_CODE if self.region == REGION else f"{REGION_CODE}{self.region}"
-        region = {"regionid": self.region, "regioncode": code, "regionname": code, "nodes": [node]}
+        region = {"regionid": self.region, "regioncode": self.code, "regionname": self.code, "nodes": [node]}
         return {"regions": {self.region: region}}

@@ -8,62 +8,68 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from interop.lab import LabError
+from interop.peers.derper import Derper
 from interop.process import until
 from tests.lab.cell import Reader
 from tests.lab.faults import Round
-from tests.lab.inet import REGIONS, Inet, Node
+from tests.lab.inet import Inet, Node
 from tests.lab.rules import Nat
 from tests.lab.stage import Stage, pass_time
 
-RELAY_CODES = {f"lab{region}": number for number, region in enumerate(REGIONS)}
 PATIENCE_S = 90.0
 ASLEEP_S = 60.0
 BY_RELAY = (Nat.UDP_BLOCKED, Nat.PORT_RESTRICTED)
+HARD = (Nat.SYMMETRIC, Nat.SYMMETRIC)
 
 
 def relay_stopped(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
-    """The home relay of a node without UDP is stopped by SIGSTOP: its sockets stay open and nothing answers."""
+    """The relay that carries a download is stopped by SIGSTOP: its sockets stay open and nothing answers."""
     for _ in range(rounds):
         with Stage(inet, pair, BY_RELAY) as stage:
-            relay = inet.relays[RELAY_CODES[home(stage.here)]].process
-            assert relay is not None
-            begun = time.monotonic()
-            relay.signal(signal.SIGSTOP)
+            relay = carrying(inet)
+            assert relay.process is not None
+            relay.process.signal(signal.SIGSTOP)
             try:
-                found = _moved(stage, begun)
+                yield _aftermath(stage, relay)
             finally:
-                relay.signal(signal.SIGCONT)
-            yield found
+                relay.process.signal(signal.SIGCONT)
 
 
 def relay_half_dead(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
-    """The home relay's STUN answers, its TCP does not: packets to it vanish."""
+    """The STUN server of the relay that carries a download answers, its TCP does not: packets to it vanish."""
     for _ in range(rounds):
-        with Stage(inet, pair, (Nat.SYMMETRIC, Nat.SYMMETRIC)) as stage:
-            relay = inet.relays[RELAY_CODES[home(stage.here)]].host
-            begun = time.monotonic()
-            relay.nft("table inet half {\nchain in {\ntype filter hook input priority 0\ntcp dport 443 drop\n}\n}")
+        with Stage(inet, pair, HARD) as stage:
+            relay = carrying(inet)
+            relay.host.nft("table inet half {\nchain in {\ntype filter hook input priority 0\ntcp dport 443 drop\n}\n}")
             try:
-                found = _moved(stage, begun)
+                yield _aftermath(stage, relay)
             finally:
-                relay.nft("delete table inet half")
-            yield found
+                relay.host.nft("delete table inet half")
 
 
-def _moved(stage: Stage, begun: float) -> Round:
-    """Until the home of `here` is another and the same download goes on, or a new one does."""
-    before = home(stage.here)
+def carrying(inet: Inet) -> Derper:
+    """The relay that sends most just now."""
+
+    def sent(relay: Derper) -> int:
+        return int(relay.host.run("cat", "/sys/class/net/eth0/statistics/tx_bytes").stdout)
+
+    before = [sent(relay) for relay in inet.relays]
+    pass_time(1.0)
+    return max(zip(inet.relays, before, strict=True), key=lambda pair: sent(pair[0]) - pair[1])[0]
+
+
+def _aftermath(stage: Stage, relay: Derper) -> Round:
+    """Until those whose home the relay was have another, and the same download goes on."""
+    begun, code = time.monotonic(), relay.code
     moved: float | None = None
-    try:
-        until(lambda: home(stage.here) not in ("", before), PATIENCE_S, "another home", interval_s=0.2)
+    with suppress(LabError):
+        until(lambda: code not in (home(stage.here), home(stage.there)), PATIENCE_S, "another home", interval_s=0.2)
         moved = time.monotonic() - begun
-    except LabError:
-        pass
     flows = stage.wait_bytes(max(10.0, PATIENCE_S - (time.monotonic() - begun)))
-    stall = stage.quiet_s(begun)
-    return {"stall_s": stall, "moved_s": moved, "flows": flows, "intact": stage.is_intact()}
+    return {"stall_s": stage.quiet_s(begun), "moved_s": moved, "flows": flows, "intact": stage.is_intact()}
 
 
 def home(node: Node) -> str:
@@ -71,7 +77,7 @@ def home(node: Node) -> str:
     return str(node.status()["Self"]["Relay"])
 
 
-def suspend(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
+def suspended(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
     """A node is stopped for a minute, UDP mappings time out meanwhile; woken, it opens a connection."""
     with Stage(inet, pair) as stage:
         stage.reader.process.kill()

@@ -45,7 +45,7 @@ SCENARIOS = {
     "replugged": Scenario(faults.replugged, 3),
     "relay-stopped": Scenario(outages.relay_stopped, 3),
     "relay-half-dead": Scenario(outages.relay_half_dead, 3),
-    "suspend": Scenario(outages.suspend, 3),
+    "suspend": Scenario(outages.suspended, 3),
     "idle": Scenario(idle.packets, 1),
 }
 
