@@ -38,6 +38,8 @@ TRIGGER_GAP_S: Final = 0.5
 HINT_S: Final = 300.0
 HEDGE_S: Final = 12.0
 SETTLE_S: Final = 2.0
+OUTAGE_S: Final = 4.0
+"""Without a pong on the path in use: it was away, which is another thing than losing some."""
 IDLE_S: Final = 45.0
 TICK_S: Final = 5.0
 TICKING_S: Final = 120.0
@@ -236,6 +238,8 @@ class PathBody:
         """Use this path. Copies go by relay until data has come back over it."""
         is_first = self.state is not State.DIRECT
         self.drop_timers(Event.DEGRADED, Event.TICK)
+        if self.now - self.evidence_at > OUTAGE_S:
+            self._forget_outage(candidate)
         self.act = candidate
         self.set_hint(candidate)
         self.miss = 0
@@ -253,6 +257,11 @@ class PathBody:
         self.become(State.DIRECT, why)
         if self.now - max(self.heard_direct_at, self.heard_relay_at) > SESSION_S:
             self.out.append(Kick())
+
+    def _forget_outage(self, candidate: Candidate) -> None:
+        """What was lost while nothing passed at all does not say how much the path loses."""
+        candidate.forget_loss()
+        self.probes = {t: p for t, p in self.probes.items() if p.candidate is not candidate or not p.is_missed}
 
     def degrade(self, why: str) -> None:
         """Doubt the path: everything goes both ways until a pong comes or time is up."""

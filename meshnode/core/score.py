@@ -104,6 +104,10 @@ class Candidate:
         """A ping was never answered."""
         self._finish(1.0)
 
+    def forget_loss(self) -> None:
+        """Count anew."""
+        self.loss, self.finished = 0.0, 0
+
     def _finish(self, lost: float) -> None:
         self.finished += 1
         self.loss += LOSS_GAIN * (lost - self.loss)

@@ -178,6 +178,20 @@ def test_a_pong_in_doubt_ends_the_doubt() -> None:
     assert path.state is State.DIRECT
 
 
+def test_an_outage_that_is_over_is_no_loss() -> None:
+    """What was lost while nothing passed does not make copies go by relay for a minute afterwards."""
+    path, at = direct(), 3.0
+    while at < 80.0:
+        path.on_send(Seconds(at))
+        effects = pass_time(path, at)
+        if not 20.0 < at < 30.0:
+            answer(path, effects, at + 0.02)
+            path.on_recv(E1, What.DATA, Seconds(at + 0.03))
+        if at > 32.0:
+            assert path.state is State.DIRECT and Hedge.LOSS not in path.hedges, at
+        at += 0.05
+
+
 def test_a_first_miss_duplicates_and_a_pong_ends_it() -> None:
     path = direct()
     effects = path.on_send(Seconds(3.0))
