@@ -71,10 +71,11 @@ class Download:
         if self._error:
             raise LabError(f"the download from {self.name} ended: {self._error}, after {self._got} of {self._size}")
 
-    def goes_on_after(self, instant: float, timeout_s: float) -> None:
-        """Wait for a byte after `instant`."""
+    def goes_on_after(self, instant: float, timeout_s: float) -> float:
+        """Wait for a byte after `instant`; returns when the first of them came."""
         until(lambda: self._at[-1] > instant or self._error, timeout_s, f"the download from {self.name} goes on")
         self._raise()
+        return next(at for at in self._at if at > instant)
 
     def stall(self, since: float) -> float:
         """The longest time without a byte from `since` to the last one, in seconds."""

@@ -25,7 +25,7 @@ from interop.peers.meshnode import SOCKS5, Meshnode
 from interop.peers.tailscaled import Tailscaled
 
 PEERS = ("stock", "ours")
-FLOW_S = 4.0
+FLOW_S = 3.0
 STOPPED_S = 15.0
 
 

@@ -16,10 +16,11 @@ from meshnode.base.units import Seconds
 
 HARD_S: Final = 120.0
 """Relays send a frame a minute whatever happens."""
-ACTIVE_S: Final = 10.0
+ACTIVE_S: Final = 6.0
+"""With two pings unanswered a connection in use is found dead within 15 s, however long the round trip."""
 IDLE_S: Final = 60.0
 PONG_MIN_S: Final = 1.0
-PONG_MAX_S: Final = 5.0
+PONG_MAX_S: Final = 4.5
 PONG_MISSES: Final = 2
 CHECK_WAITS_S: Final = (1.0, 2.0)
 """How long each of the two pings of a check may take."""

@@ -216,6 +216,7 @@ class Wiring:
 
     def on_home(self, region: RegionId) -> None:
         """HomeKeeper: this region is our home and connected."""
+        self._house.discovery.set_home(region)
         self._house.control.update(home_region=region)
         self._house.memory.change(home_region=region)
 

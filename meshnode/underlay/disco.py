@@ -63,20 +63,19 @@ class Discovery(Paths):
             known = self._peers[peer.key] = Known(peer.key, now)
         is_news, known.announced = peer.disco != known.announced, peer.disco
         is_restarted = is_news and self._take_key(known, peer.disco)
-        has_moved, known.home = peer.home != known.home, peer.home
+        known.regions.note_home(peer.home)
         has_new, known.endpoints = peer.endpoints != known.endpoints, peer.endpoints
         if peer.wireguard_only:
             direct = peer.endpoints[0] if peer.endpoints else None
             self.set_path(peer.key, direct, RegionId(0), Mode.DIRECT if direct else Mode.NONE)
         elif known.path is not None:
-            self._update(known, known.path, is_restarted, has_moved, has_new)
-        elif has_moved:
+            self._choose_region(known)
+            self._update(known, known.path, is_restarted, has_new)
+        elif self._choose_region(known):
             self._set_asleep(known)
 
-    def _update(self, known: Known, path: PeerPath, is_restarted: bool, has_moved: bool, has_new: bool) -> None:
+    def _update(self, known: Known, path: PeerPath, is_restarted: bool, has_new: bool) -> None:
         now = self._clock.now()
-        if has_moved:
-            self._perform(known, path.on_relay(known.region, self._is_up(known.region), now))
         if has_new:
             self._perform(known, path.on_endpoints(known.endpoints, now))
         if is_restarted:
@@ -241,9 +240,20 @@ class Discovery(Paths):
 
     def on_peer_gone(self, region: RegionId, peer: NodePublic, reason: int) -> None:
         """A relay says the peer is not connected to it."""
-        known = self._peers.get(peer)
-        if known is not None and known.path is not None and region == known.region:
-            self._perform(known, known.path.on_peer_gone(self._clock.now()))
+        known, now = self._peers.get(peer), self._clock.now()
+        if known is None:
+            return
+        was = known.region
+        known.regions.note_gone(region, now)
+        self._choose_region(known)
+        if known.path is not None and region == was and known.regions.is_gone(known.region, now):
+            self._perform(known, known.path.on_peer_gone(now))
+
+    def set_home(self, region: RegionId) -> None:
+        """Our own home: the last place to look for a peer that is not where it should be."""
+        self._own_home = region
+        for known, _ in self._awake():
+            self._choose_region(known)
 
     def relay_up(self, region: RegionId) -> None:
         """Our connection to that region stands."""
@@ -257,7 +267,7 @@ class Discovery(Paths):
 
     def _tell_relay(self, region: RegionId) -> None:
         for known, path in self._awake():
-            if known.region == region:
+            if not self._choose_region(known) and known.region == region:
                 self._perform(known, path.on_relay(region, self._is_up(region), self._clock.now()))
                 if self._is_up(region) and path.last_path.mode is not Mode.DIRECT:
                     self.nudge(known.key)

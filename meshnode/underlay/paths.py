@@ -49,6 +49,7 @@ class Paths(Speaker):
         self._tuning = tuning or Tuning()
         self._peers: dict[NodePublic, Known] = {}
         self._down: set[RegionId] = set()
+        self._own_home = RegionId(0)
         self._is_relay_allowed = True
         self._ping_budget = Bucket(PINGS_PER_S, PINGS_PER_S)
         self._call_budget = Bucket(CALLS_PER_S, CALLS_PER_S)
@@ -156,10 +157,19 @@ class Paths(Speaker):
         return region != 0 and region not in self._down
 
     def _note_route(self, known: Known, region: RegionId) -> None:
-        had = known.region
-        known.route = region
-        if known.path is not None and known.region != had:
-            self._perform(known, known.path.on_relay(known.region, self._is_up(known.region), self._clock.now()))
+        known.regions.note_heard(region)
+        self._choose_region(known)
+
+    def _choose_region(self, known: Known) -> bool:
+        """By which relay the peer is reached now; True if that is another one than before."""
+        now = self._clock.now()
+        region = known.regions.choose(self._is_up, self._own_home, now)
+        if region == known.region:
+            return False
+        known.region = region
+        if known.path is not None:
+            self._perform(known, known.path.on_relay(region, self._is_up(region), now))
+        return True
 
     def _path(self, known: Known) -> PeerPath:
         if known.path is None:

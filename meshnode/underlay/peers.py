@@ -16,6 +16,7 @@ from meshnode.base.errors import LocalProtocolError
 from meshnode.base.keys import DiscoPrivate, DiscoPublic, NodePublic
 from meshnode.core.bucket import Bucket
 from meshnode.core.path import PeerPath
+from meshnode.core.regions import Regions
 from meshnode.wire.disco import Box
 
 OLD_KEY_S: Final = 120.0
@@ -29,7 +30,7 @@ class Known:
     """A peer as the underlay knows it. `path` is made when something first happens."""
 
     __slots__ = (
-        "announced", "armed_at", "calls", "disco", "endpoints", "home", "is_told", "key", "path", "pongs", "route",
+        "announced", "armed_at", "calls", "disco", "endpoints", "is_told", "key", "path", "pongs", "region", "regions",
         "since",
     )  # fmt: skip
 
@@ -41,19 +42,14 @@ class Known:
         self.is_told = False
         """It has heard our key inside the tunnel."""
         self.endpoints: tuple[Endpoint, ...] = ()
-        self.home = RegionId(0)
-        self.route = RegionId(0)
-        """Region it was last heard by; for peers that announce no home."""
+        self.regions = Regions()
+        self.region = RegionId(0)
+        """Where to reach it by relay, as `regions` last said; 0: nowhere."""
         self.path: PeerPath | None = None
         self.armed_at: float | None = None
         self.pongs = Bucket(PONGS_PER_S, PONGS_BURST)
         self.calls = Bucket(CALLS_PER_S, CALLS_BURST)
         self.since = now
-
-    @property
-    def region(self) -> RegionId:
-        """Where to reach it by relay; 0: nowhere."""
-        return self.home or self.route
 
 
 class DiscoKeys:

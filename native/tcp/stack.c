@@ -461,6 +461,8 @@ void mn_stack_path_failed(struct mn_stack *s, uint32_t peer, uint64_t now_ns)
     mn_turn_leave(s);
 }
 
+#define NUDGE_FRESH (3 * MN_SECOND)
+
 /* What was repeated in vain waits ever longer, though not because of the network that is there now. */
 static void nudge(struct mn_stack *s, struct mn_conn *c)
 {
@@ -468,6 +470,10 @@ static void nudge(struct mn_stack *s, struct mn_conn *c)
         if (c->syn_tries > 0)
             mn_tcp_send_syn(s, c);
         return;
+    }
+    if (c->state >= MN_ESTABLISHED && s->now - c->heard_at < NUDGE_FRESH) {
+        c->ack.now = true; /* the last one may have left by the way that is gone */
+        mn_conn_mark(s, c);
     }
     if (c->rtt.backoff == 0 || c->due[MN_T_RETX] == MN_DEADLINE_NONE)
         return;

@@ -393,3 +393,46 @@ def test_our_key_is_told_once_and_only_beside_data() -> None:
         assert told == [rig.key] * 2, "it restarted, and may have forgotten"
 
     run(scenario)
+
+
+def test_a_peer_that_left_its_home_is_called_where_it_was_last_heard() -> None:
+    other = RegionId(9)
+
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_send(rig.key, True)
+        rig.discovery.on_recv(rig.key, None, other, 0)
+        assert rig.paths[-1][2] == HOME
+        rig.relayed.clear()
+        rig.discovery.on_peer_gone(HOME, rig.key, 1)
+        assert rig.paths[-1][2] == other
+        assert [region for region, _, data in rig.relayed if isinstance(rig.open(data), wire.CallMeMaybe)] == [other]
+        rig.discovery.on_netmap_peer(node(rig.key, rig.private, HERE, home=RegionId(11)))
+        assert rig.paths[-1][2] == 11
+
+    run(scenario)
+
+
+def test_a_peer_that_is_nowhere_causes_no_storm() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.discovery.set_home(RegionId(9))
+        rig.discovery.on_send(rig.key, True)
+        for _ in range(50):
+            region = rig.paths[-1][2]
+            rig.discovery.on_peer_gone(RegionId(region), rig.key, 1)
+        assert len(rig.said(wire.CallMeMaybe)) <= 4
+
+    run(scenario)
+
+
+def test_while_the_home_of_a_peer_is_dead_it_is_looked_for_at_ours() -> None:
+    ours = RegionId(9)
+
+    def scenario(rig: Rig) -> None:
+        rig.discovery.on_send(rig.key, True)
+        rig.discovery.relay_down(HOME)
+        rig.discovery.set_home(ours)
+        assert rig.paths[-1][2] == ours
+        rig.discovery.relay_up(HOME)
+        assert rig.paths[-1][2] == HOME
+
+    run(scenario)
