@@ -53,7 +53,7 @@ class Regions:
         return now < self._gone_until.get(region, -1e9)
 
     def choose(self, is_up: Callable[[RegionId], bool], own_home: RegionId, now: float) -> RegionId:
-        """The best region now; 0: nowhere. Where it is not yet beats where we are not; the home beats nothing at all."""
+        """The best region now; 0: nowhere. Where the peer is not beats where we are not; a dead home beats nothing."""
         known = [region for region in (self.home, self.route) if region != NOWHERE]
         if not known:
             return NOWHERE
