@@ -224,6 +224,8 @@ class Discovery(Paths):
         self._note_route(known, region)
         if known.path is not None:
             self._perform(known, known.path.on_peer_seen(now))
+            if known.path.last_path.mode is not Mode.DIRECT:
+                self.nudge(known.key)  # it is there again, perhaps
         if isinstance(message, wire.Ping):
             self._answer_by_relay(known, message, data, region)
         elif isinstance(message, wire.Pong):

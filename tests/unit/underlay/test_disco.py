@@ -436,3 +436,20 @@ def test_while_the_home_of_a_peer_is_dead_it_is_looked_for_at_ours() -> None:
         assert rig.paths[-1][2] == HOME
 
     run(scenario)
+
+
+def test_connections_repeat_at_once_when_a_peer_is_heard_or_a_way_appears() -> None:
+    nudged: list[NodePublic] = []
+
+    def scenario(rig: Rig) -> None:
+        rig.discovery.nudge = nudged.append
+        rig.discovery.on_send(rig.key, True)
+        nudged.clear()
+        rig.discovery.relay_down(HOME)
+        assert nudged == []
+        rig.discovery.relay_up(HOME)
+        assert nudged == [rig.key]
+        rig.discovery.on_relay_disco(HOME, rig.key, rig.seal(wire.CallMeMaybe((HERE,))))
+        assert nudged == [rig.key] * 2
+
+    run(scenario)
