@@ -26,24 +26,30 @@ class NetInfo:
         self._facts: dict[str, Any] = {}
         self._doubted: dict[str, Any] = {}
         """Facts that the last report contradicted."""
+        self._at: float | None = None
+        """Of the last report: one that is shown again confirms nothing."""
+        self._is_elsewhere = False
 
     def note_link_change(self) -> None:
         """Another network: the next report is believed at once."""
-        self._facts, self._doubted = {}, {}
+        self._is_elsewhere = True
 
     def learn(self, report: NetReport, portmapped: Endpoint | None = None) -> dict[str, Any]:
         """The whole of it after a report. portmapped: an address a gateway gave us."""
-        new = _facts(report) | {"HavePortMap": portmapped is not None}
+        is_new, self._at = report.at != self._at, report.at
+        if is_new and self._is_elsewhere:
+            self._facts, self._doubted, self._is_elsewhere = {}, {}, False
         doubted = {}
-        for name, value in new.items():
+        for name, value in _facts(report).items():
             if value is None or (value is False and name in GATEWAY and name not in self._facts):
                 continue
-            is_sure = name not in self._facts or self._doubted.get(name) == value or name == "HavePortMap"
-            if is_sure:
+            if name not in self._facts or (is_new and self._doubted.get(name) == value):
                 self._facts[name] = value
             elif value != self._facts[name]:
                 doubted[name] = value
-        self._doubted = doubted
+        if is_new:
+            self._doubted = doubted
+        self._facts["HavePortMap"] = portmapped is not None
         return self._facts | {"DERPLatency": latencies(report)}
 
 

@@ -136,6 +136,11 @@ class Reach:
         """The connection to the home relay broke, and did not come back within a moment."""
         self.netcheck.request(Cause.RELAY)
 
+    def on_home_back(self) -> None:
+        """The home's connection stands again; if UDP was silent when last looked at, that may be over too."""
+        if self.report.at and self.report.stun_sent and not self.report.udp:
+            self.netcheck.request(Cause.RELAY)
+
     def on_new_sockets(self, local: tuple[Endpoint, ...]) -> None:
         """The UDP sockets are new, with what we have at the interfaces now; no NAT knows another port of ours."""
         had = {e.port for e in self.book.of(EndpointKind.LOCAL)}

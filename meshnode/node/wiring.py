@@ -209,8 +209,11 @@ class Wiring:
         elif state.value == "down":
             self._house.discovery.relay_down(region)
         self._house.home.on_relay(region, is_connected, is_over=state.value in ("down", "closed"))
-        if state.value == "down" and region == self._house.home.region:
-            self._house.reach.on_home_lost()
+        if region == self._house.home.region:
+            if state.value == "down":
+                self._house.reach.on_home_lost()
+            elif is_connected:
+                self._house.reach.on_home_back()
         _log.info("relay", region=region, state=state.value, home=region == self._house.home.region)
         self._broadcast.publish(RelayChanged(region, is_connected, region == self._house.home.region))
 

@@ -155,6 +155,13 @@ def test_without_udp_regions_are_measured_by_https() -> None:
             view = node.network()
             assert (view.nat, view.nat_reason) == (Nat.UNKNOWN, "no STUN server answers by UDP")
             assert home(node) == 901 and county.member("one").hostinfo["NetInfo"]["WorkingUDP"] is False
+            # The network heals; that the home's connection comes back is a cause to look.
+            for district in county.districts:
+                district.stun.delay_s = 0.0
+            link = node._running().pool._clients[RegionId(901)]._link
+            assert link is not None
+            link.abort("cut by the test")
+            await until(lambda: node.network().report.udp, "UDP is back")
 
     run("asyncio", work)
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from itertools import count
+
 from meshnode.base.addr import Endpoint, RegionId
+from meshnode.base.units import Seconds
 from meshnode.core.net_info import NetInfo
 from meshnode.core.report import NetReport, RegionReading
+
+INSTANTS = count(1)
 
 
 def report(varies: bool | None = False, udp: bool = True, ms: float = 12.3456, **fields: bool | None) -> NetReport:
     regions = {RegionId(900): RegionReading(v4_s=ms / 1000), RegionId(7): RegionReading(v6_s=0.1, https_s=0.2)}
     return NetReport(
-        udp=udp, stun_sent=2, ipv4=udp, os_has_ipv6=True, mapping_varies=varies, regions=regions, **fields
+        at=Seconds(next(INSTANTS)), udp=udp, stun_sent=2, ipv4=udp, os_has_ipv6=True, mapping_varies=varies,
+        regions=regions, **fields,
     )  # fmt: skip
 
 
@@ -28,6 +35,16 @@ def test_one_report_that_differs_is_no_news_two_are() -> None:
     assert info.learn(report(True))["MappingVariesByDestIP"] is False
     assert info.learn(report(False))["MappingVariesByDestIP"] is False
     assert info.learn(report(True))["MappingVariesByDestIP"] is False
+    assert info.learn(report(True))["MappingVariesByDestIP"] is True
+
+
+def test_a_report_shown_twice_confirms_nothing() -> None:
+    info = NetInfo()
+    info.learn(report(False))
+    odd = report(True)
+    for _ in range(3):
+        assert info.learn(odd)["MappingVariesByDestIP"] is False
+    assert info.learn(replace(odd, pmp=True))["PMP"] is True, "what is known for the first time is told"
     assert info.learn(report(True))["MappingVariesByDestIP"] is True
 
 
@@ -55,7 +72,10 @@ def test_udp_is_said_to_work_or_not_only_if_it_was_tried() -> None:
 def test_another_network_is_believed_at_once() -> None:
     info = NetInfo()
     info.learn(report(False))
+    old = report(False)
+    info.learn(old)
     info.note_link_change()
+    assert info.learn(old)["MappingVariesByDestIP"] is False, "of the network before"
     assert info.learn(report(True))["MappingVariesByDestIP"] is True
 
 
