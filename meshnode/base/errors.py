@@ -98,6 +98,10 @@ class ProxyError(ControlError, OSError):
     exit_code = 24
 
 
+class ProxyPassword(ProxyError):
+    """The proxy wants a user name and password, or others than it was given."""
+
+
 class RelayError(MeshError):
     """A relay cannot be reached or refused us."""
 

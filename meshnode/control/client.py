@@ -30,6 +30,7 @@ from meshnode.base.errors import (
     MeshError,
     NotAControlServer,
     ProtocolError,
+    ProxyPassword,
     VersionRejected,
 )
 from meshnode.base.keys import DiscoPublic, MachinePublic
@@ -118,7 +119,9 @@ class ControlState:
     """What went wrong last, while it is still wrong; `NotReady` and exit codes are made of it."""
 
 
-FATAL: Final = (AuthError, CertificateError, NotAControlServer, VersionRejected, ConfigError, KeyMismatch)
+FATAL: Final = (
+    AuthError, CertificateError, NotAControlServer, VersionRejected, ConfigError, KeyMismatch, ProxyPassword,
+)  # fmt: skip
 """Errors that waiting does not mend."""
 
 

@@ -161,7 +161,7 @@ async def open_pipe(server: Server, route: Route) -> Pipe:
             f"{server.url}"
         ) from None
     except ProxyError as error:
-        raise ProxyError(f"cannot reach control server {server.authority}: {error}") from None
+        raise type(error)(f"cannot reach control server {server.authority}: {error}") from None
     except OSError as error:
         raise ControlError(f"cannot reach control server {server.authority}: {_reason(error)}") from None
 

@@ -20,8 +20,9 @@ from meshnode.base.units import Seconds
 from meshnode.core.lanes import Lanes
 from meshnode.core.liveness import retry_delay
 from meshnode.netmap.model import RelayNode, RelayRegion
-from meshnode.relay.dial import DialOptions, dial_region
+from meshnode.relay.dial import dial_region
 from meshnode.relay.link import Link
+from meshnode.relay.options import DialOptions
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope

@@ -15,19 +15,16 @@ import hmac
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Final
 
-from meshnode.base.errors import ProtocolError, RelayError
-from meshnode.core.proxies import Proxies
-from meshnode.engine import _native
-from meshnode.engine.link import RelayStream
+from meshnode.base.errors import ProtocolError, ProxyPassword, RelayError
 from meshnode.netmap.model import RelayNode, RelayRegion
 from meshnode.relay.link import Link, UpgradeRefused
+from meshnode.relay.options import PIN, Carrier, DialOptions
 from meshnode.run.connect import connect_through
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
@@ -37,92 +34,13 @@ NODE_S: Final = 1.5
 TOTAL_S: Final = 10.0
 V4_AFTER_S: Final = 0.2
 """What IPv6 is given before IPv4 is tried beside it, where IPv6 is known to work."""
-PIN: Final = "sha256-raw:"
 NO_FAMILY: Final = "none"
 PLAIN_PORT: Final = 3340
 """What a relay without TLS listens on when its map entry names no port."""
 
-Carrier = Callable[[socket.socket, Link, object | None, str, str], Awaitable[RelayStream]]
-"""(connected socket, protocol, TLS context or None, server name, name to verify or '') → the stream, after TLS."""
-
 _log = get_logger("relay")
 
 FAILURES: Final = (OSError, TimeoutError, ssl.SSLError, RelayError, ProtocolError)
-
-
-@dataclass(slots=True)
-class DialOptions:
-    """How relays are reached. The TLS contexts are made once: loading the system's roots is not cheap."""
-
-    ca_file: str = ""
-    allow_insecure: bool = False
-    plain: bool = False
-    carrier: Carrier | None = field(default=None, repr=False)
-    """Who serves the connection, TLS included; None: asyncio and ssl."""
-    proxies: Proxies = field(default_factory=Proxies)
-    prefers_v6: bool = False
-    """IPv6 worked when last looked at: IPv4 waits a moment for it."""
-    _websockets: set[str] = field(default_factory=set, repr=False)
-    """Nodes that took us by WebSocket only: something on the way strips the other upgrade."""
-    _carried: dict[bool, object] = field(default_factory=dict, repr=False)
-    _verifying: ssl.SSLContext | None = field(default=None, repr=False)
-    _trusting: ssl.SSLContext | None = field(default=None, repr=False)
-
-    def context_for(self, node: RelayNode) -> ssl.SSLContext:
-        """The TLS context this node's map entry asks for, and our owner allows."""
-        if node.cert_name.startswith(PIN) or (node.insecure and self.allow_insecure):
-            return self._unchecked()
-        return self._checked()
-
-    def carried_context_for(self, node: RelayNode) -> object:
-        """The same for a carrier. RelayError if the CA file cannot be used."""
-        verifies = not (node.cert_name.startswith(PIN) or (node.insecure and self.allow_insecure))
-        if verifies not in self._carried:
-            try:
-                self._carried[verifies] = _native.tls_context(
-                    self.ca_file if verifies and self.ca_file else None, verifies
-                )
-            except ValueError as error:
-                raise RelayError(f"CA file {self.ca_file} cannot be used: {error}") from None
-        return self._carried[verifies]
-
-    def ways_to(self, node: RelayNode) -> tuple[bool, ...]:
-        """Whether to speak WebSocket, in the order to try; without a carrier nobody frames it."""
-        if self.carrier is None:
-            return (False,)
-        return (True, False) if node.name in self._websockets else (False, True)
-
-    def note_way(self, node: RelayNode, by_websocket: bool) -> None:
-        """It took us so; WebSocket is tried first from then on."""
-        if by_websocket and node.name not in self._websockets:
-            _log.info("reached by WebSocket: something on the way strips the relay's own upgrade", node=node.name)
-            self._websockets.add(node.name)
-
-    def note_failure(self, node: RelayNode) -> None:
-        """Whatever was on the way may have gone."""
-        self._websockets.discard(node.name)
-
-    def _checked(self) -> ssl.SSLContext:
-        """Chain checked against system roots and the CA file; the name is checked by `check_certificate`."""
-        if self._verifying is None:
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            if self.ca_file:
-                try:
-                    context.load_verify_locations(cafile=self.ca_file)
-                except (OSError, ssl.SSLError) as error:
-                    raise RelayError(f"CA file {self.ca_file} cannot be used: {error}") from None
-            self._verifying = context
-        return self._verifying
-
-    def _unchecked(self) -> ssl.SSLContext:
-        """Nothing checked by OpenSSL: pins are checked after the handshake, InsecureForTests not at all."""
-        if self._trusting is None:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            self._trusting = context
-        return self._trusting
 
 
 async def dial_region(region: RelayRegion, options: DialOptions, make: Callable[[], Link]) -> tuple[Link, RelayNode]:
@@ -195,7 +113,12 @@ async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:
     proxy = options.proxies.choose("http" if options.plain else "https", node.host, port)
     if proxy is None:
         return await _connect(node, port, V4_AFTER_S if options.prefers_v6 else 0.0)
-    return await connect_through(proxy, node.host, port, ca_file=options.ca_file)
+    options.check_password(proxy)
+    try:
+        return await connect_through(proxy, node.host, port, ca_file=options.ca_file)
+    except ProxyPassword as error:
+        options.note_password(proxy, error)
+        raise
 
 
 async def _hand_over(node: RelayNode, options: DialOptions, carrier: Carrier, sock: socket.socket, link: Link) -> None:

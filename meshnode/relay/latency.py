@@ -13,7 +13,8 @@ from typing import Final
 
 from meshnode.base.errors import RelayError
 from meshnode.netmap.model import RelayRegion
-from meshnode.relay.dial import DialOptions, check_certificate, connect_node
+from meshnode.relay.dial import check_certificate, connect_node
+from meshnode.relay.options import DialOptions
 from meshnode.wire.http1 import ClientHttp
 
 PATH: Final = "/derp/latency-check"

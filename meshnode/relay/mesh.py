@@ -16,7 +16,8 @@ from meshnode.base.errors import ConfigError, ProtocolError, RelayError
 from meshnode.base.keys import NodePrivate
 from meshnode.engine import _native
 from meshnode.netmap.model import RelayNode
-from meshnode.relay.dial import DialOptions, connect_node
+from meshnode.relay.dial import connect_node
+from meshnode.relay.options import DialOptions
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope

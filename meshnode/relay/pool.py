@@ -18,7 +18,7 @@ from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.core.proxies import Proxies
 from meshnode.netmap.model import RelayMap
 from meshnode.relay.client import RegionStatus, RelayClient, RelayState
-from meshnode.relay.dial import Carrier, DialOptions
+from meshnode.relay.options import Carrier, DialOptions
 from meshnode.run.clock import Clock
 from meshnode.run.scope import Scope
 from meshnode.wire.disco import is_disco

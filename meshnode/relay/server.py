@@ -22,9 +22,9 @@ from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.engine import _native
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
 from meshnode.relay.admit import ADMIT_S, Admit, Gate, allow_everybody
-from meshnode.relay.dial import DialOptions
 from meshnode.relay.identity import meta_certificate
 from meshnode.relay.mesh import Mesh
+from meshnode.relay.options import DialOptions
 from meshnode.relay.session import Pages, Role, Session, Want
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger

@@ -24,9 +24,9 @@ from meshnode.netmap.model import RelayNode
 from meshnode.relay import acme, identity, metrics
 from meshnode.relay.acme import Acme
 from meshnode.relay.admit import Admit, Gate, KeysFile, allow_everybody
-from meshnode.relay.dial import DialOptions
 from meshnode.relay.inherit import inherited_sockets
 from meshnode.relay.mesh import parse_mesh_key
+from meshnode.relay.options import DialOptions
 from meshnode.relay.server import Limits, RelayServer, listen_on
 from meshnode.relay.session import Page, Role
 from meshnode.relay.stun import StunServer

@@ -13,7 +13,7 @@ import socket
 import ssl
 from typing import Final, cast
 
-from meshnode.base.errors import ProxyError, RemoteProtocolError
+from meshnode.base.errors import ProxyError, ProxyPassword, RemoteProtocolError
 from meshnode.base.proxy import Proxy
 from meshnode.wire.connect import Tunnel
 
@@ -27,7 +27,8 @@ async def connect_through(
     proxy: Proxy, host: str, port: int, *, ca_file: str = "", timeout_s: float = PROXY_S
 ) -> socket.socket:
     """A non-blocking socket to host:port. ca_file: whom to trust beside the system's authorities, if the proxy
-    speaks TLS itself. ProxyError is one sentence with the proxy's host, port and answer.
+    speaks TLS itself. ProxyError is one sentence with the proxy's host, port and answer;
+    ProxyPassword, its kind, should not be answered by trying again soon: accounts are locked for that.
     """
     context = _make_tls(ca_file) if proxy.is_tls else None
     stage = f"cannot reach the proxy {proxy}"
@@ -104,7 +105,7 @@ async def _ask(sock: socket.socket, tunnel: Tunnel, proxy: Proxy) -> None:
             what = "is no HTTP proxy" if data else "closed the connection without an answer"
             raise ProxyError(f"what answers at {proxy} {what}; {proxy.source} names it as one") from None
     if problem := tunnel.explain(answer):
-        raise ProxyError(problem)
+        raise (ProxyPassword if tunnel.wants_password(answer) else ProxyError)(problem)
 
 
 async def _secure(sock: socket.socket, proxy: Proxy, context: ssl.SSLContext) -> socket.socket:

@@ -53,13 +53,17 @@ class Tunnel:
         who, to = f"the proxy {self._proxy}", self._target
         reason = "".join(c for c in answer.reason[:60] if c.isprintable())
         said = f"{answer.status} {reason}".strip()
-        if answer.status in (401, 407):  # tinyproxy answers 401 to a wrong password
+        if self.wants_password(answer):
             return f"{who} {self._explain_password(answer)}"
         if answer.status in (403, 405):
             return f"{who} does not allow connections to {to} ({said}); many allow port 443 only"
         if answer.status in (500, 502, 503, 504):
             return f"{who} cannot reach {to} ({said})"
         return f"{who} would not connect to {to}: it answered {said}"
+
+    def wants_password(self, answer: Response) -> bool:
+        """Whether it refuses for want of a password, or of another one."""
+        return answer.status in (401, 407)  # tinyproxy answers 401 to a wrong one
 
     def _explain_password(self, answer: Response) -> str:
         challenge = answer.headers.get("proxy-authenticate", "")

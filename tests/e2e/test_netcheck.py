@@ -14,8 +14,8 @@ from meshnode.core.net_schedule import Cause
 from meshnode.core.report import Nat
 from meshnode.netmap.model import RelayNode, RelayRegion
 from meshnode.node.node import Node
-from meshnode.relay.dial import DialOptions
 from meshnode.relay.latency import measure_https
+from meshnode.relay.options import DialOptions
 from meshnode.run.clock import Clock
 from meshnode.underlay.echo import NotAllowed, measure_echo
 from meshnode.underlay.targets import Targets, has_route

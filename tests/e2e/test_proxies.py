@@ -16,12 +16,16 @@ from typing import Any
 import pytest
 
 from interop.peers.forward import Kind, credentials, squid_words, tinyproxy_words
-from meshnode.base.errors import NotReady, ProxyError
+from meshnode.base.addr import RegionId
+from meshnode.base.errors import ProxyError, ProxyPassword
 from meshnode.base.proxy import Proxy
 from meshnode.control.server import ControlServer
 from meshnode.core.proxies import Proxies
+from meshnode.netmap.model import RelayNode
 from meshnode.node.node import Node
 from meshnode.relay.check import check
+from meshnode.relay.dial import connect_node
+from meshnode.relay.options import DialOptions
 from meshnode.relay.server import RelayServer
 from meshnode.run.clock import Clock
 from meshnode.run.connect import connect_through
@@ -43,6 +47,7 @@ class Forward:
     """A running proxy."""
 
     def __init__(self, kind: Kind, folder: Path, port: int, guarded: bool) -> None:
+        self.port = port
         self.where = f"127.0.0.1:{port}"
         self.url = f"http://{credentials(kind) if guarded else ''}{self.where}"
         self.open_url = f"http://{self.where}"
@@ -62,10 +67,11 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def forward(kind: Kind, folder: Path, *, guarded: bool = False) -> AsyncIterator[Forward]:
-    """tinyproxy or squid on a port of loopback."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+async def forward(kind: Kind, folder: Path, *, guarded: bool = False, port: int = 0) -> AsyncIterator[Forward]:
+    """tinyproxy or squid on a port of loopback, any by default."""
+    if not port:
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = probe.getsockname()[1]
     words = (tinyproxy_words if kind == "tinyproxy" else squid_words)(folder, "127.0.0.1", port, guarded=guarded)
     with (folder / "said").open("wb") as said:
         process = await asyncio.create_subprocess_exec(*words, stdout=said, stderr=said)
@@ -206,10 +212,40 @@ def test_a_password_that_is_missing_or_wrong_is_said_so(kind: Kind, folder: Path
                 (wrong, f"the proxy {proxy.where} does not take the user name and password of proxy (40"),
             ):
                 async with town.node("nobody", proxy=url) as node:
-                    with pytest.raises(NotReady) as caught:
-                        await node.ready(timeout=1)
+                    with pytest.raises(ProxyPassword) as caught:
+                        await node.ready(timeout=20)
                     assert said in str(caught.value) and "secret" not in str(caught.value)
-                    assert isinstance(caught.value.__cause__, ProxyError)
+
+    run("asyncio", work)
+
+
+@loops
+def test_a_proxy_that_comes_back_is_used_again(loop: str, folder: Path) -> None:
+    async def work() -> None:
+        async with make_town(paths="relay") as town:
+            async with forward("tinyproxy", folder) as proxy:
+                inside = await town.join("inside", proxy=proxy.url)
+                outside = await town.join("outside")
+                await reaches(inside, outside)
+            await until(lambda: town.relay.client_count == 1, "the relay lost the node inside")
+            async with forward("tinyproxy", folder, port=proxy.port):
+                await until(lambda: town.relay.client_count == 2, "the relay has it again", 20.0)
+                await reaches(outside, inside)
+
+    run(loop, work, bound_s=60)
+
+
+def test_a_refused_password_is_not_tried_in_a_row(folder: Path) -> None:
+    """Accounts are locked for that: the relay's next attempts fail by themselves for a while."""
+
+    async def work() -> None:
+        async with forward("tinyproxy", folder, guarded=True) as proxy:
+            options = DialOptions(plain=True, proxies=Proxies(f"http://clerk:secret@{proxy.where}"))
+            node = RelayNode("a", RegionId(REGION), "127.0.0.1", port=9, stun_port=-1)
+            for _ in range(3):
+                with pytest.raises(ProxyPassword, match="does not take the user name and password"):
+                    await connect_node(node, options)
+            assert proxy.asked("127.0.0.1:9") == 1
 
     run("asyncio", work)
 

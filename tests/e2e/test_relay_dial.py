@@ -20,8 +20,9 @@ from meshnode.core.lanes import Lanes
 from meshnode.engine.engine import Engine
 from meshnode.netmap.model import RelayNode, RelayRegion
 from meshnode.relay import dial
-from meshnode.relay.dial import DialOptions, connect_node, dial_region
+from meshnode.relay.dial import connect_node, dial_region
 from meshnode.relay.link import Link
+from meshnode.relay.options import DialOptions
 from meshnode.run.clock import Clock
 from tests.e2e.town import LOOPS, run, until
 
