@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -266,6 +267,12 @@ class Lab:
     def addresses_of(self, number: int) -> tuple[str, str]:
         """On the bridge, of both families."""
         return f"{self._v4}{number}", f"{V6}{number:x}"
+
+    def far_end(self, host: Host) -> str:
+        """The name of the hub's port at the other end of this host's cable."""
+        number = json.loads(host.run("ip", "-j", "link", "show", "eth0").stdout)[0]["link_index"]
+        links = json.loads(self.hub.run("ip", "-j", "link").stdout)
+        return next(str(link["ifname"]) for link in links if link["ifindex"] == number)
 
     def take_number(self) -> int:
         """The number that has been free for longest."""

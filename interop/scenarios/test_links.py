@@ -22,9 +22,14 @@ import pytest
 from interop.lab import Host, Lab, missing_tools
 from meshnode.base.addr import IP, Endpoint, parse_ip, parse_prefix
 from meshnode.base.keys import NodePrivate
+from meshnode.core.network import Change, Network, compare
 from meshnode.engine.engine import PATH_DIRECT, PATH_NONE, Engine
 from meshnode.engine.flow import TunnelSocket
 from meshnode.netmap.rules import allow_all
+from meshnode.run.clock import Clock
+from meshnode.underlay.endpoints import choose
+from meshnode.underlay.interfaces import read_network
+from meshnode.underlay.linkwatch import LinkWatch
 
 BLOCK = 200_000
 WAIT_S = 30.0
@@ -214,3 +219,138 @@ def _plug_in(lab: Lab, host: Host) -> None:
     ip(lab.hub, "link", "set", port, "master", "br0", "up")
     ip(host, "address", "add", f"{host.v4}/24", "dev", "eth0")
     ip(host, "link", "set", "eth0", "up")
+
+
+class Watched:
+    """A LinkWatch in a host's namespace, and what it saw."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.looks: list[Network] = [self._read()]
+        with host.inside():
+            self.watch = LinkWatch(Clock(), on_change=self._look, on_tick=lambda _: None)
+            self.watch.start()
+
+    def _read(self) -> Network:
+        with self._host.inside():
+            return read_network()
+
+    def _look(self) -> None:
+        self.looks.append(self._read())
+
+    async def until_changed(self, what: str) -> Change:
+        """The next look that differs from the one before; the others are forgotten."""
+
+        def change() -> Change | None:
+            pairs = zip(self.looks, self.looks[1:], strict=False)
+            return next((c for a, b in pairs if (c := compare(a, b)) is not None), None)
+
+        await until(change, what)
+        found = change()
+        assert found is not None
+        del self.looks[:-1]
+        return found
+
+
+def test_the_watch_sees_addresses_ways_out_and_cables(lab: Lab) -> None:
+    host = lab.hosts["here"]
+    v4, v6 = parse_ip(host.v4), parse_ip(host.v6)
+
+    async def work() -> None:
+        watched = Watched(host)
+        assert watched.watch.is_watching and {v4, v6} <= watched.looks[0].ips
+        ip(host, "address", "add", "10.9.9.9/24", "dev", "eth0")
+        assert (await watched.until_changed("an address came")).came == {parse_ip("10.9.9.9")}
+        ip(host, "route", "delete", "default")
+        assert (await watched.until_changed("the default route went")).moved == {4}
+        ip(host, "route", "add", "default", "via", "10.77.0.1")
+        assert (await watched.until_changed("the default route came")).moved == {4}
+        port = lab.far_end(host)
+        ip(lab.hub, "link", "set", port, "down")
+        gone = await watched.until_changed("the cable is out")
+        assert gone.gone >= {v4, v6} and not gone.is_minor
+        ip(lab.hub, "link", "set", port, "up")
+        assert (await watched.until_changed("the cable is in")).came >= {v4}
+        ip(host, "link", "delete", "eth0")
+        assert v4 in (await watched.until_changed("the interface went")).gone
+        watched.watch.close()
+
+    run(work)
+
+
+def test_containers_that_start_and_stop_are_no_change(lab: Lab) -> None:
+    """Stubs come and go on a bridge; the bridge's carrier with them. Nothing of it reaches a path."""
+    host = lab.hosts["here"]
+    ip(host, "link", "add", "docker0", "type", "bridge")
+    ip(host, "address", "add", "172.17.0.1/16", "dev", "docker0")
+    ip(host, "link", "set", "docker0", "up")
+
+    async def work() -> None:
+        watched = Watched(host)
+        for number in range(10):
+            name = f"veth{number}"
+            ip(host, "link", "add", name, "type", "veth", "peer", "name", f"{name}p")
+            ip(host, "link", "set", name, "master", "docker0", "up")
+            ip(host, "link", "set", f"{name}p", "up")
+            await asyncio.sleep(0)
+            ip(host, "link", "delete", name)
+        ip(host, "address", "add", "10.9.9.9/24", "dev", "eth0")
+        await watched.until_changed("a change that is one")
+        assert watched.watch.counters["link_looks"] <= 40
+        watched.watch.close()
+
+    async def count() -> None:
+        watched = Watched(host)
+        before = watched.looks[0]
+        ip(host, "link", "add", "veth77", "type", "veth", "peer", "name", "veth77p")
+        ip(host, "link", "set", "veth77", "master", "docker0", "up")
+        ip(host, "link", "set", "veth77p", "up")
+        with host.inside():
+            after = read_network()
+        change = compare(before, after)
+        assert change is None or (change.is_minor and choose_all(before) == choose_all(after))
+        watched.watch.close()
+
+    run(work)
+    run(count)
+
+
+def choose_all(network: Network) -> list[IP]:
+    return choose(network.addresses, loopback_ok=False)
+
+
+def test_notices_that_overflow_lead_to_a_look(lab: Lab) -> None:
+    host = lab.hosts["here"]
+    flood = "".join(f"address add 10.8.{n >> 8}.{n & 255}/32 dev lo\n" for n in range(3000))
+
+    async def work() -> None:
+        watched = Watched(host)
+        done = subprocess.run(["ip", "-n", host.namespace, "-batch", "-"], input=flood, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        await until(lambda: parse_ip("10.8.11.183") in watched.looks[-1].ips, "the last address is seen")
+        assert watched.watch.counters["link_overruns"] >= 1 and watched.watch.counters["link_looks"] <= 5
+        watched.watch.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("left", ["IPv6 alone", "link-local IPv4 beside it"])
+def test_new_sockets_where_no_ipv4_leads_out(lab: Lab, left: str) -> None:
+    """Sockets are renewed on a host with IPv6 alone, or with an IPv4 address that leads nowhere: IPv6 goes on."""
+    for host in (lab.hosts["here"], lab.hosts["there"]):
+        ip(host, "-4", "address", "flush", "dev", "eth0")
+        if left != "IPv6 alone":
+            ip(host, "address", "add", f"169.254.0.{host.number}/16", "dev", "eth0")
+
+    async def work() -> None:
+        async with two(lab, version=6) as t:
+            await t.exchange()
+            rebound: list[int] = []
+            t.here.engine.on_rebound = rebound.append
+            port = t.here.engine.port6
+            t.here.engine.rebind()
+            await until(lambda: rebound, "the sockets are new")
+            assert rebound == [0] and t.here.engine.port6 == port
+            await t.exchange()
+
+    run(work)

@@ -7,7 +7,6 @@ the stalls are printed as JSON. Hosts begin with IPv4 alone, so that there is a 
 from __future__ import annotations
 
 import contextlib
-import json
 import signal
 import time
 from collections.abc import Iterator
@@ -77,15 +76,8 @@ def finish(flows: list[Download], what: str, since: float, limit_s: float) -> No
     assert max(flow.stall(since) for flow in flows) <= limit_s
 
 
-def far_end(host: Host, hub: Host) -> str:
-    """The name of the bridge's port at the other end of this host's cable."""
-    number = json.loads(host.run("ip", "-j", "link", "show", "eth0").stdout)[0]["link_index"]
-    links = json.loads(hub.run("ip", "-j", "link").stdout)
-    return next(str(link["ifname"]) for link in links if link["ifindex"] == number)
-
-
 def test_a_cable_that_is_pulled_and_plugged_in_again(trio: Trio) -> None:
-    hub, port = trio.bed.lab.hub, far_end(trio.mover.host, trio.bed.lab.hub)
+    hub, port = trio.bed.lab.hub, trio.bed.lab.far_end(trio.mover.host)
     with trio.downloads() as flows:
         hub.ip("link", "set", port, "down")
         until(lambda: "the network changed" in trio.mover.running.err(), 5.0, "the watch sees the cable go")

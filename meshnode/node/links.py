@@ -62,7 +62,7 @@ class LinkKeeper:
     def counters(self) -> dict[str, int]:
         """What was noticed."""
         watched = self._watch.counters if self._watch is not None else {}
-        return {**watched, "rebinds": self._rebinding.count}
+        return {**watched, "socket_renewals": self._rebinding.count}
 
     def refresh(self) -> None:
         """Look at the machine's network now."""

@@ -55,6 +55,7 @@ def status_of(house: House) -> Status:
         filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
         counters=house.engine.stats()
         | house.discovery.counters()
+        | house.links.counters()
         | house.reach.netcheck.counts
         | {"engine_lost": house.engine.lost_count},
     )
