@@ -42,11 +42,13 @@ class Street:
         extra = ["-c", str(config)]
         return Meshnode(host, host.name, url, key=key, serve=[f"http:80={folder}"], extra=extra).start()
 
-    def pair(self, *, random: bool, prediction: bool = True) -> tuple[Meshnode, Meshnode, list[Site]]:
-        """(easy, hard, their routers), which know of each other. random: the other form of masquerading."""
+    def pair(
+        self, kind: Nat = Nat.SYMMETRIC, *, random: bool = False, prediction: bool = True
+    ) -> tuple[Meshnode, Meshnode, list[Site]]:
+        """(port-restricted, `kind`, their routers), which know of each other. random: another form of masquerading."""
         self.number += 1
         easy = Site(self.lab, f"e{self.number}", Nat.PORT_RESTRICTED).build()
-        hard = Site(self.lab, f"h{self.number}", Nat.SYMMETRIC).build()
+        hard = Site(self.lab, f"h{self.number}", kind).build()
         if random:
             hard.router.nft('flush chain ip nat post\nadd rule ip nat post oifname "wan" masquerade random')
         nodes = self.node(easy, prediction=prediction), self.node(hard, prediction=prediction)
@@ -98,8 +100,22 @@ def test_port_restricted_meets_symmetric(street: Street, attempt: int) -> None:
         site.remove()
 
 
+def test_a_mapping_that_an_early_ping_spoiled_is_got_around(street: Street) -> None:
+    """The router of one takes unasked pings for its own, and then maps us elsewhere; a fresh socket is not hit."""
+    easy, open_router, sites = street.pair(Nat.PORT_RESTRICTED_OPEN)
+    until(
+        lambda: len((easy.peer(open_router.name) or {"Addrs": ()})["Addrs"]) > 1, 10.0, "where it is outside is known"
+    )
+    easy.wait_until_direct(open_router.name, 20.0)
+    open_router.wait_until_direct(easy.name, 5.0)
+    fetch(street, easy, open_router)
+    for node, site in zip((easy, open_router), sites, strict=True):
+        node.stop()
+        site.remove()
+
+
 def test_without_it_they_stay_relayed_and_no_socket_is_opened(street: Street) -> None:
-    easy, hard, sites = street.pair(random=False, prediction=False)
+    easy, hard, sites = street.pair(prediction=False)
     began = time.monotonic()
     until(lambda: time.monotonic() - began > 4.0 and "DERP" in easy.ping(hard.name), 20.0, "still by relay")
     assert udp_sockets(hard) == 1

@@ -4,6 +4,8 @@ That side ("hard") opens many sockets towards the other's mapped endpoint, so th
 it; the other side ("easy") sends pings to random ports of the hard side's address. By the birthday paradox one of them
 soon hits, whichever side begins. What is said are pings as ever: a hit is a ping that arrives, and the path machines
 do the rest.
+The easy side tries one fresh socket besides: it pings the peer, learns by STUN where it is outside, and tells the
+peer. That helps where the peer's pings came before ours and our NAT took them for its own, which spoils our mapping.
 It looks like a port scan, so it is off unless asked for, and bounded: one attempt of a role at a time, one per
 peer in ten minutes, so many sockets, probes and packets per second, and only towards an address that the peer's own
 STUN saw. Losing sockets are closed at once.
@@ -64,7 +66,20 @@ class Probe(NamedTuple):
     endpoint: Endpoint
 
 
-Effect = Sockets | Probe
+class AskStun(NamedTuple):
+    """Ask a STUN server, by this socket, where it is outside."""
+
+    number: int
+
+
+class Announce(NamedTuple):
+    """Tell the peer by its relay that we are at this endpoint, too."""
+
+    peer: NodePublic
+    endpoint: Endpoint
+
+
+Effect = Sockets | Probe | AskStun | Announce
 
 
 @dataclass(slots=True)
@@ -77,7 +92,8 @@ class Attempt:
     waiting: list[Endpoint]
     """Still to be pinged, the next one last."""
     sockets: tuple[Endpoint, ...] = ()
-    """Of the hard side: where the peer is, by each socket that was opened for it."""
+    """Where the peer is, by each socket that was opened for it: many at the hard side, a fresh one at the easy side."""
+    is_told: bool = False
     refresh_at: Seconds = Seconds(float("inf"))
 
     @property
@@ -149,13 +165,34 @@ class Predictor:
         self._next_at = now
         self.counts["attempts"] += 1
         attempt = self._attempts[role] = Attempt(peer, role, Seconds(now + HOLD_S), [])
+        numbers = self._free()
         if role is Role.EASY:
             attempt.waiting = [Endpoint(target.ip, port) for port in self._sample(PORTS, PROBES_MAX)]
-            return []
-        numbers = tuple(n for n in range(1, SOCKETS_MAX + 1) if n not in self._won)
+            return self._try_fresh(attempt, target, numbers[-1:])
         attempt.sockets = tuple(Endpoint(target.ip, target.port, 0, number) for number in numbers)
         attempt.refresh_at = now
-        return [Sockets(numbers, True)]
+        return [Sockets(numbers, True)] if numbers else []
+
+    def _try_fresh(self, attempt: Attempt, target: Endpoint, numbers: tuple[int, ...]) -> list[Effect]:
+        """Its ping leaves before anybody hears of it, and opens our NAT."""
+        effects: list[Effect] = []
+        for number in numbers:
+            way = Endpoint(target.ip, target.port, 0, number)
+            attempt.sockets = (way,)
+            effects += [Sockets((number,), True), Probe(attempt.peer, way), AskStun(number)]
+        return effects
+
+    def _free(self) -> tuple[int, ...]:
+        taken = {*self._won, *(way.socket for attempt in self._attempts.values() for way in attempt.sockets)}
+        return tuple(number for number in range(1, SOCKETS_MAX + 1) if number not in taken)
+
+    def on_mapped(self, number: int, endpoint: Endpoint) -> list[Effect]:
+        """A STUN server sees this socket there."""
+        attempt = self._attempts.get(Role.EASY)
+        if attempt is None or attempt.is_told or number not in [way.socket for way in attempt.sockets]:
+            return []
+        attempt.is_told = True
+        return [Announce(attempt.peer, endpoint)]
 
     def _may_try(self, peer: NodePublic, now: Seconds) -> bool:
         if len(self._tried_at) >= PEERS_MAX:
@@ -191,6 +228,8 @@ class Predictor:
         """Every extra socket is closed: the network changed."""
         self._won.clear()
         self._attempts.pop(Role.HARD, None)
+        for attempt in self._attempts.values():
+            attempt.sockets = ()
 
     def on_deadline(self, now: Seconds) -> list[Effect]:
         """Send what is due, end what is over."""

@@ -116,6 +116,7 @@ class Engine:
         self.on_stun: Callable[[IP, int, bytes], None] | None = None
         self.on_extra: Callable[[Endpoint, bytes], None] | None = None
         """DISCO at an extra socket, which the endpoint names."""
+        self.on_extra_stun: Callable[[Endpoint, bytes], None] | None = None
         self.on_relay_send: Callable[[int, NodePublic, bytes], Any] | None = None
         """(region, peer, data): the shape of RelayPool.send."""
         self.on_peer_send: Callable[[NodePublic, bool], None] | None = None
@@ -619,8 +620,11 @@ class Engine:
         if self.on_disco_key is not None:
             self.on_disco_key(self._key(peer), DiscoPublic(key))
 
-    def _on_stun(self, ip: bytes, port: int, data: bytes, _: int) -> None:
-        if self.on_stun is not None:
+    def _on_stun(self, ip: bytes, port: int, data: bytes, extra: int) -> None:
+        if extra:
+            if self.on_extra_stun is not None:
+                self.on_extra_stun(Endpoint(from_packed(ip), port, 0, extra), data)
+        elif self.on_stun is not None:
             self.on_stun(from_packed(ip), port, data)
 
     def _on_peer_send(self, key: bytes, wanted: int) -> None:

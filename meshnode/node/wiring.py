@@ -65,6 +65,9 @@ class Wiring:
         if self._node.disco.port_prediction:
             prediction = discovery.use_prediction()
             prediction.report = lambda: house.reach.report
+            prediction.server = lambda: house.reach.netcheck.server
+            prediction.send_extra = engine.send_extra
+            engine.on_extra_stun = prediction.on_stun
             prediction.set_extra = lambda first, count, wanted: engine.set_extra(first, count, is_open=wanted)
         self._mute_udp(self._node.paths == "relay")
         discovery.allow_relay(self._node.paths != "direct")

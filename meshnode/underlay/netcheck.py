@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from meshnode.base.addr import IP, RegionId
+from meshnode.base.addr import IP, Endpoint, RegionId
 from meshnode.base.errors import MeshError
 from meshnode.core import net_schedule, netcheck, netplan
 from meshnode.core.net_schedule import Cause
@@ -66,6 +66,8 @@ class Netcheck:
         self._wake = asyncio.Event()
         self._asked: list[asyncio.Future[NetReport]] = []
         self._last = NetReport()
+        self.server: Endpoint | None = None
+        """The STUN server that answered last over IPv4."""
         self.counts = {"netchecks": 0, "netchecks_full": 0, "stun_sent": 0, "stun_stray": 0, "stun_bad": 0}
 
     # --- what others say ---
@@ -93,6 +95,8 @@ class Netcheck:
             return
         if self._check is not None and self._check.take_answer(txid, mapped, self._clock.now()):
             self._news.set()
+            if ip.version == 4:
+                self.server = Endpoint(ip, port)
         else:
             self.counts["stun_stray"] += 1
 

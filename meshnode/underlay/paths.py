@@ -105,6 +105,7 @@ class Paths(Speaker):
         """Look for peers behind NATs that hide their ports; off unless this is called."""
         self.prediction = Prediction(self._clock, self._call_later)
         self.prediction.ping, self.prediction.lose = self._ping_once, self._lose_sockets
+        self.prediction.call = self._send_call
         return self.prediction
 
     def _ping_once(self, known: Known, endpoint: Endpoint) -> None:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from meshnode.base.addr import Endpoint
+from meshnode.base.errors import MeshError
 from meshnode.base.keys import NodePublic
 from meshnode.core.path_values import State
-from meshnode.core.prediction import PATIENCE_S, Effect, Predictor, Probe
+from meshnode.core.prediction import PATIENCE_S, Announce, AskStun, Effect, Predictor, Probe, Sockets
 from meshnode.core.report import NetReport
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.underlay.deadlines import CallLater, Timer
 from meshnode.underlay.peers import Known
+from meshnode.wire import stun
 
 CHECK_S: Final = 30.0
 """Between looks whether the sockets of paths are still in use."""
@@ -42,6 +45,14 @@ class Prediction:
         """Engine.set_extra: (first number, how many, whether open)"""
         self.ping: Callable[[Known, Endpoint], Any] = lambda *_: None
         """Send one."""
+        self.call: Callable[[Known, Endpoint], Any] = lambda *_: None
+        """CallMeMaybe, with one endpoint more."""
+        self.server: Callable[[], Endpoint | None] = lambda: None
+        """A STUN server over IPv4 that answers."""
+        self.send_extra: Callable[[Endpoint, bytes], Any] = lambda *_: None
+        """Engine.send_extra"""
+        self._asked: dict[bytes, int] = {}
+        """STUN transactions of the attempt, and by which socket."""
         self.lose: Callable[[Known, Collection[int]], Any] = lambda *_: None
         """The peer's candidates by these sockets lead nowhere any more."""
 
@@ -90,14 +101,35 @@ class Prediction:
         for effect in effects:
             if isinstance(effect, Probe):
                 self.ping(self._peers[effect.peer], effect.endpoint)
-                continue
-            for first, count in _runs(effect.numbers):
-                self.set_extra(first, count, effect.is_open)
-            if effect.is_open:
-                _log.info("port prediction begins", sockets=len(effect.numbers))
-                continue
+            elif isinstance(effect, Announce):
+                self.call(self._peers[effect.peer], effect.endpoint)
+            elif isinstance(effect, AskStun):
+                self._ask(effect.number)
+            else:
+                self._set_sockets(effect)
+
+    def _set_sockets(self, effect: Sockets) -> None:
+        for first, count in _runs(effect.numbers):
+            self.set_extra(first, count, effect.is_open)
+        if not effect.is_open:
             for known in list(self._peers.values()):
                 self.lose(known, effect.numbers)
+        elif len(effect.numbers) > 1:
+            _log.info("port prediction begins", sockets=len(effect.numbers))
+
+    def _ask(self, number: int) -> None:
+        server, txid = self.server(), self._clock.entropy(stun.TXID_LEN)
+        self._asked = {txid: number}
+        if server is not None:
+            self.send_extra(server._replace(socket=number), stun.emit_request(txid))
+
+    def on_stun(self, source: Endpoint, data: bytes) -> None:
+        """An extra socket, which `source` names, got what looks like STUN."""
+        with suppress(MeshError):
+            txid, mapped = stun.parse_response(data)
+            if self._asked.get(txid) == source.socket:
+                self._asked.clear()
+                self._perform(self._core.on_mapped(source.socket, mapped))
 
     def _arm(self) -> None:
         deadline = self._core.next_deadline()

@@ -130,7 +130,8 @@ class Speaker:
         if box is not None and known.region:
             self.send_relay(known.region, known.key, self._seal(box, message))
 
-    def _send_call(self, known: Known) -> None:
+    def _send_call(self, known: Known, *first: Endpoint) -> None:
+        """first: endpoints of ours for this peer alone, before all others."""
         box = self._keys.box(known.disco.raw) if known.disco is not None else None
         if box is None or known.path is None:
             return
@@ -139,7 +140,7 @@ class Speaker:
         elif not self._own.is_fresh(self._clock.now()):
             self.restun()
         own = self._own.to_announce(known.path.seen_as, self._clock.now())
-        self.send_relay(known.region, known.key, self._seal(box, wire.CallMeMaybe(own)))
+        self.send_relay(known.region, known.key, self._seal(box, wire.CallMeMaybe((*first, *own))))
 
     def _seal(self, box: wire.Box, message: wire.Message) -> bytes:
         return box.seal(message, self._clock.entropy(wire.NONCE_LEN))

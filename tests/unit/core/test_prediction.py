@@ -20,6 +20,8 @@ from meshnode.core.prediction import (
     PATIENCE_S,
     PROBES_MAX,
     SOCKETS_MAX,
+    Announce,
+    AskStun,
     Effect,
     Predictor,
     Probe,
@@ -91,7 +93,7 @@ def test_only_the_address_outside_is_ever_probed(texts: list[str], own: str | No
 
 def test_the_easy_side_probes_different_ports_of_one_address_at_a_bounded_rate() -> None:
     bench = Bench()
-    assert bench.consider(EASY) == []
+    bench.consider(EASY)
     sent = probes(bench.run(60.0))
     assert {to.ip for _, to in sent} == {THEIRS.ip} and {to.socket for _, to in sent} == {0}
     assert len({to.port for _, to in sent}) == len(sent) == PROBES_MAX
@@ -111,6 +113,19 @@ def test_the_hard_side_opens_sockets_keeps_their_mappings_and_closes_them() -> N
     first = [at for at, _ in sent[:SOCKETS_MAX]]
     assert first[-1] - first[0] < 0.6
     assert out[-1] == (pytest.approx(100.0 + HOLD_S), Sockets(ALL, False))
+
+
+def test_the_easy_side_tries_a_fresh_socket_and_tells_the_peer_where_that_is() -> None:
+    bench, fresh = Bench(), Endpoint.parse("9.9.9.9:777")
+    way = THEIRS._replace(socket=SOCKETS_MAX)
+    assert bench.consider(EASY) == [Sockets((SOCKETS_MAX,), True), Probe(PEER, way), AskStun(SOCKETS_MAX)]
+    assert bench.core.on_mapped(3, fresh) == [], "not one of ours"
+    assert bench.core.on_mapped(SOCKETS_MAX, fresh) == [Announce(PEER, fresh)]
+    assert bench.core.on_mapped(SOCKETS_MAX, fresh) == [], "told once"
+    assert bench.core.on_path(PEER, way) == [] and bench.core.winners == ((SOCKETS_MAX, PEER),)
+    assert bench.core.on_mapped(SOCKETS_MAX, fresh) == []
+    assert bench.consider(EASY, OTHER)[0] == Sockets((SOCKETS_MAX - 1,), True)
+    assert bench.run(HOLD_S)[-1][1] == Sockets((SOCKETS_MAX - 1,), False)
 
 
 def test_a_path_ends_the_attempt_and_keeps_its_socket_alone() -> None:
@@ -141,7 +156,7 @@ def test_any_direct_path_ends_the_probing() -> None:
     bench = Bench()
     bench.consider(EASY)
     assert probes(bench.run(1.0))
-    assert bench.core.on_path(PEER, THEIRS) == []
+    assert bench.core.on_path(PEER, THEIRS) == [Sockets((SOCKETS_MAX,), False)]
     assert bench.run(60.0) == []
 
 
@@ -199,10 +214,14 @@ def test_no_socket_is_open_without_a_reason(script: list[tuple[str, Any]]) -> No
     bench, is_open = Bench(), set[int]()
     for what, about in script:
         for effect in play(bench, what, about):
+            if isinstance(effect, AskStun):
+                assert effect.number in is_open
+                continue
             if isinstance(effect, Probe):
                 assert effect.endpoint.ip == THEIRS.ip
                 assert not effect.endpoint.socket or effect.endpoint.socket in is_open
                 continue
+            assert isinstance(effect, Sockets)
             numbers = set(effect.numbers)
             assert numbers.isdisjoint(is_open) if effect.is_open else numbers <= is_open
             is_open = is_open | numbers if effect.is_open else is_open - numbers

@@ -15,10 +15,12 @@ from meshnode.netmap.model import Node
 from meshnode.run.clock import Clock
 from meshnode.underlay.disco import Discovery
 from meshnode.wire import disco as wire
+from meshnode.wire import stun
 
 CLOCK = Clock()
 OWN = Endpoint.parse("9.9.9.9:41641")
 THEIRS = Endpoint.parse("8.8.8.8:5555")
+SERVER = Endpoint.parse("7.7.7.7:3478")
 
 
 class Hand(Clock):
@@ -57,9 +59,10 @@ class Timer:
 
 
 class Rig:
-    """A Discovery behind a hard NAT, the sockets it opened, and one peer that can seal."""
+    """A Discovery behind a NAT, the sockets it opened, and one peer that can seal."""
 
     def __init__(self) -> None:
+        self.is_hard = True
         self.hand = Hand()
         us = NodePrivate.generate(CLOCK.entropy).public()
         private = DiscoPrivate.generate(CLOCK.entropy)
@@ -67,10 +70,13 @@ class Rig:
         self.sockets: set[int] = set()
         self.sent: list[tuple[Endpoint, bytes]] = []
         self.discovery.send_extra = lambda to, data: self.sent.append((to, data))
-        self.discovery.send_relay = lambda *_: True
+        self.relayed: list[bytes] = []
+        self.discovery.send_relay = lambda region, key, data: self.relayed.append(data) is None
         prediction = self.discovery.use_prediction()
         prediction.set_extra = self._set_extra
-        prediction.report = lambda: NetReport(udp=True, mapping_varies=True, global_v4=OWN)
+        prediction.report = lambda: NetReport(udp=True, mapping_varies=self.is_hard, global_v4=OWN)
+        prediction.server = lambda: SERVER
+        prediction.send_extra = self.discovery.send_extra
         self.key = NodePrivate.generate(CLOCK.entropy).public()
         self.private = DiscoPrivate.generate(CLOCK.entropy)
         peer = Node(
@@ -91,6 +97,10 @@ class Rig:
         box = wire.Box(self.private, self.private.public(), self.discovery.public)
         heard = [box.open(data) for at, data in self.sent if at == to]
         return [message for message in heard if isinstance(message, wire.Ping)]
+
+    def calls(self) -> list[wire.CallMeMaybe]:
+        box = wire.Box(self.private, self.private.public(), self.discovery.public)
+        return [message for data in self.relayed if isinstance(message := box.open(data), wire.CallMeMaybe)]
 
     def meet(self, socket: int) -> Endpoint:
         """A ping of the peer hits this socket, and the peer answers the one that goes back."""
@@ -141,6 +151,29 @@ def test_a_path_that_is_given_up_closes_its_socket_and_forgets_it() -> None:
         assert rig.state[1] is None and not rig.sockets
         status = rig.discovery.status(rig.key)
         assert status is not None and way not in [c.endpoint for c in status.candidates]
+
+    run(scenario)
+
+
+def test_the_easy_side_tells_the_peer_of_a_fresh_socket() -> None:
+    def scenario(rig: Rig) -> None:
+        rig.is_hard, fresh = False, Endpoint.parse("9.9.9.9:777")
+        rig.discovery.on_send(rig.key, False)
+        rig.hand.advance(2.0)
+        assert rig.sockets == {SOCKETS_MAX}
+        asked = next(data for to, data in rig.sent if to == SERVER._replace(socket=SOCKETS_MAX))
+        assert rig.pings(THEIRS._replace(socket=SOCKETS_MAX)), "our NAT is open before the peer hears of it"
+        before, prediction = len(rig.calls()), rig.discovery.prediction
+        assert prediction is not None
+        answer = stun.emit_response(stun.parse_request(asked), fresh)
+        prediction.on_stun(SERVER._replace(socket=3), answer)
+        assert len(rig.calls()) == before, "asked by another socket"
+        prediction.on_stun(SERVER._replace(socket=SOCKETS_MAX), b"noise")
+        prediction.on_stun(SERVER._replace(socket=SOCKETS_MAX), answer)
+        prediction.on_stun(SERVER._replace(socket=SOCKETS_MAX), answer)
+        assert len(rig.calls()) == before + 1 and rig.calls()[-1].endpoints[0] == fresh
+        way = rig.meet(SOCKETS_MAX)
+        assert rig.state == (State.DIRECT, way) and rig.sockets == {SOCKETS_MAX}
 
     run(scenario)
 
