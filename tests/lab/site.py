@@ -8,6 +8,7 @@ no way into a private LAN, but is routed to IPv6. Addresses of both families are
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -180,11 +181,20 @@ class Site:
         self.router.nft(rules.scrub_wireguard(kinds))
 
     def hole(self, limit: int) -> None:
-        """No larger IPv4 packet of UDP passes; senders may not put packets together on the way here."""
-        for host in self.hosts:
-            host.ip("link", "set", "eth0", "gso_max_segs", "1", "gso_max_size", "1500")
-        self.router.ip("link", "set", "wan", "gso_max_segs", "1", "gso_max_size", "1500")
+        """No larger IPv4 packet of UDP passes; nobody may put packets together on the way here, from either side."""
+        outer = self.behind.router if self.behind is not None else self.lab.hub
+        for host, device in [(host, "eth0") for host in self.hosts] + [
+            (self.router, "wan"),
+            (outer, self._far_end(outer)),
+        ]:
+            host.ip("link", "set", device, "gso_max_segs", "1", "gso_max_size", "1500")
         self.router.nft(rules.hole(limit))
+
+    def _far_end(self, outer: Host) -> str:
+        """The device at the other end of the router's line."""
+        number = json.loads(self.router.run("ip", "-j", "link", "show", "wan").stdout)[0]["link_index"]
+        links = json.loads(outer.run("ip", "-j", "link").stdout)
+        return next(str(link["ifname"]) for link in links if link["ifindex"] == number)
 
     def forget_after(self, seconds: int) -> None:
         """Mappings of UDP time out after this."""
