@@ -19,7 +19,7 @@ from meshnode.core.path_plan import plan
 from meshnode.core.path_size import keep_sized
 from meshnode.core.path_table import run_row
 from meshnode.core.path_values import TIMERS, CandidateStatus, Effect, Event, PathStatus, Purpose, What
-from meshnode.core.score import Candidate, Kind
+from meshnode.core.score import NEVER, Candidate, Kind
 
 GONE_S: Final = 5.0
 """How long a relay's "peer gone" is believed."""
@@ -39,11 +39,24 @@ class PeerPath(PathBody):
         self._begin(now)
         if source is not None:
             on_direct(self, what)
+            self._hear(source)
         else:
             on_relayed(self, what)
             self._see_peer()
         run_row(self, Event.RECV, source, what)
         return self._finish()
+
+    def _hear(self, source: Endpoint) -> None:
+        """What comes from an address that was set aside shows that it carries, unless it is only too narrow."""
+        candidate = self.candidates.get(source)
+        if candidate is not None and not candidate.is_narrow:
+            candidate.hushed_at = NEVER
+
+    def is_hushed(self, source: Endpoint, now: Seconds) -> bool:
+        """Whether pings from there stay unanswered: the path is set aside because it answers probes and carries no
+        data, and a peer that does not notice would send into the void for as long as we answer."""
+        candidate = self.candidates.get(source)
+        return candidate is not None and now >= candidate.hushed_at and candidate.is_bad(now)
 
     def on_send_error(self, endpoint: Endpoint, is_unreachable: bool, now: Seconds) -> list[Effect]:
         """The system refused a datagram to one of our candidates."""

@@ -30,7 +30,7 @@ from meshnode.core.path_values import (
     State,
     Tuning,
 )
-from meshnode.core.score import Candidate, Kind, probe_order
+from meshnode.core.score import NEVER, Candidate, Kind, probe_order
 
 PING_GAP_S: Final = 0.2
 CALL_GAP_S: Final = 1.5
@@ -55,6 +55,8 @@ QUARANTINE_S: Final = 60.0
 QUARANTINE_MAX_S: Final = 600.0
 PINGED_S: Final = 10.0
 """A peer that uses a path pings it every two or three seconds."""
+HUSH_S: Final = 5.0
+"""What a peer is given to find out by itself that a path does not carry, before we stop answering there."""
 WANTED_S: Final = 10.0
 SESSION_S: Final = 180.0
 """Silence after which no WireGuard session can be alive."""
@@ -312,6 +314,7 @@ class PathBody:
         if for_s is None:
             for_s = min(QUARANTINE_S * 2**candidate.bad_count, QUARANTINE_MAX_S)
             candidate.bad_count += 1
+            candidate.hushed_at = self.now + (0.0 if candidate.is_narrow else HUSH_S)
         candidate.bad_until = self.now + for_s
         candidate.is_left = False
 
@@ -329,7 +332,7 @@ class PathBody:
             self.hedges.clear()
             return  # there is nothing better to be had
         if is_choice and self.now - failed.pinged_at >= PINGED_S:
-            failed.bad_until, failed.is_left = self.now + QUARANTINE_S, True
+            failed.bad_until, failed.is_left, failed.hushed_at = self.now + QUARANTINE_S, True, NEVER
         else:
             self.quarantine(failed)
         if fresh:

@@ -122,6 +122,7 @@ def _too_small(p: PathBody, test: SizeTest) -> None:
         ask_pair(p)
         return
     p.size_test = None
+    test.candidate.is_narrow = True
     p.doubt_carrying(f"{test.candidate.endpoint} does not even carry packets of {test.wire} bytes")
 
 

@@ -21,6 +21,7 @@ GAIN_SHARE: Final = 0.10
 LOSSY: Final = 0.15
 LOSSLESS: Final = 0.05
 LOSS_SAMPLES: Final = 10
+NEVER: Final = 1e18
 FULL_SIZE: Final = 1360
 """Wire size of a full tunnel packet: 1280 inside, 80 around it."""
 
@@ -46,9 +47,9 @@ class Candidate:
     """One endpoint of a peer."""
 
     __slots__ = (
-        "asked_at", "bad_count", "bad_until", "endpoint", "finished", "heard_at", "is_announced", "is_left", "is_sized",
-        "kind", "limit", "loss", "ping_at", "pinged_at", "pong_at", "pong_count", "sized_at", "srtt", "triggered_at",
-        "var",
+        "asked_at", "bad_count", "bad_until", "endpoint", "finished", "heard_at", "hushed_at", "is_announced",
+        "is_left", "is_narrow", "is_sized", "kind", "limit", "loss", "ping_at", "pinged_at", "pong_at", "pong_count",
+        "sized_at", "srtt", "triggered_at", "var",
     )  # fmt: skip
 
     def __init__(self, endpoint: Endpoint, kind: Kind) -> None:
@@ -68,6 +69,8 @@ class Candidate:
         """When authenticated packets last came from here while the path in use was in doubt."""
         self.bad_until = -1e9
         self.bad_count = 0
+        self.hushed_at = NEVER
+        """From then on the peer is not to believe in it either: it was set aside because it does not carry."""
         self.ping_at = -1e9
         self.triggered_at = -1e9
         self.pinged_at = -1e9
@@ -87,6 +90,9 @@ class Candidate:
         self.finished = 0
         self.limit = None
         self.is_sized = False
+        self.is_narrow = False
+        """It carries short packets only."""
+        self.hushed_at = NEVER
         self.ping_at = -1e9
 
     def take_sample(self, rtt: float, now: float) -> None:

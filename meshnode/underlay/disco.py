@@ -197,7 +197,10 @@ class Discovery(Paths):
         owners, message = self._open(data, now, source)
         if isinstance(message, wire.Ping):
             known = resolve(owners, message.node)
-            self._answer(known, owners, message, data, source)
+            if known is not None and known.path is not None and known.path.is_hushed(source, now):
+                self._counters["disco_pings_hushed"] += 1
+            else:
+                self._answer(known, owners, message, data, source)
             if known is not None:
                 self._perform(known, self._path(known).on_ping(source, now))
         elif isinstance(message, wire.Pong):

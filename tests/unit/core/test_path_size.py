@@ -198,3 +198,24 @@ def test_what_is_too_long_goes_in_fragments_while_the_relay_is_down() -> None:
     assert journey.path.last_path == SetPath(E1, RegionId(0), Mode.DIRECT, 1280)
     journey.take(journey.path.on_relay(HOME, True, Seconds(journey.at)))
     assert journey.path.last_path == SetPath(E1, HOME, Mode.DIRECT, 1280)
+
+
+def test_a_path_too_narrow_does_not_answer_although_short_packets_come_by_it() -> None:
+    journey = started(1124)
+    journey.go(4.0)
+    path, now = journey.path, Seconds(journey.at)
+    assert path.is_hushed(E1, now), "a peer that does not look would send long packets for as long as we answer"
+    path.on_recv(E1, What.DATA, now)
+    assert path.is_hushed(E1, now)
+    assert not path.is_hushed(E1, Seconds(journey.at + 61)) and not path.is_hushed(E2, now)
+    path.on_link(lambda _: True, now)
+    assert not path.is_hushed(E1, now)
+
+
+def test_a_path_that_carries_again_answers_again() -> None:
+    path = direct()
+    path.on_wireguard_stall(Seconds(2.0))
+    assert not path.is_hushed(E1, Seconds(6.9)), "one of ours finds out by itself"
+    assert path.is_hushed(E1, Seconds(7.1))
+    path.on_recv(E1, What.DATA, Seconds(7.2))
+    assert not path.is_hushed(E1, Seconds(7.3))
