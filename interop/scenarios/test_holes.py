@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from interop.bed import Bed
+from interop.bed import FULL, Bed
 from interop.flow import Download, record
 from interop.lab import Host, Lab, until
 from interop.peers.derper import Derper
@@ -28,7 +28,7 @@ from tests.lab.rules import Nat
 from tests.lab.site import Site
 
 PEERS = ("stock", "ours")
-SCRUBBED_S = 20.0
+SET_ASIDE_S = 22.0
 
 
 def mesh(bed: Bed, host: Host) -> Meshnode:
@@ -106,12 +106,15 @@ def flows(street: Street, seconds: float, *wanted: str) -> Iterator[dict[str, Do
         yield found
 
 
-def finish(running: dict[str, Download], what: str, since: float, limit_s: float) -> None:
+def finish(running: dict[str, Download], what: str, since: float, limits_s: dict[str, float]) -> None:
+    """Every flow goes on within its limit, by the end of its name, and arrives whole."""
     for name, flow in running.items():
-        flow.goes_on_after(since + 1.0, limit_s + 30.0)
+        flow.goes_on_after(since + 1.0, max(limits_s.values()) + 30.0)
         flow.finish(120.0)
         record(what, name, stall_s=flow.stall(since))
-    assert max(flow.stall(since) for flow in running.values()) <= limit_s
+    for name, flow in running.items():
+        limit_s = next(limit for end, limit in limits_s.items() if name.endswith(end))
+        assert flow.stall(since) <= limit_s, f"{name} stood still for {flow.stall(since):.1f} s"
 
 
 BOTH_WAYS = ("ours to inner", "inner to ours", "stock to inner", "inner to stock")
@@ -119,17 +122,24 @@ BOTH_WAYS = ("ours to inner", "inner to ours", "stock to inner", "inner to stock
 
 @pytest.mark.parametrize("limit", [1280, 1124])
 def test_long_packets_begin_to_vanish(street: Street, limit: int) -> None:
+    """A stock node never looks. What it sends is made shorter by an error of ours; of a path too narrow for that it is
+    weaned by leaving its pings unanswered."""
     with flows(street, 6.0, *BOTH_WAYS) as running:
         street.site.hole(limit)
-        finish(running, f"hole of {limit}", time.monotonic(), 15.0)
+        weaned = {1280: 10.0, 1124: 25.0}[limit]
+        since = time.monotonic()
+        finish(running, f"hole of {limit}", since, {"stock to inner": weaned, "": 5.0})
+
+
+SCRUBBED = ("inner to ours", "ours to inner", *(("inner to stock",) if FULL else ()))
 
 
 def test_wireguard_alone_begins_to_vanish(street: Street) -> None:
-    """Copies by the relay within 12 s, the path set aside at about 17 s although it answers every probe."""
-    with flows(street, 6.0, "inner to ours", "ours to inner", "inner to stock") as running:
+    """Copies by the relay after 12 s, the path set aside at about 17 s although it answers every probe."""
+    with flows(street, 6.0, *SCRUBBED) as running:
         street.site.scrub(rules.WIREGUARD_ALL)
         since = time.monotonic()
-        finish(running, "WireGuard scrubbed", since, 15.0)
-        for name in PEERS:
-            until(lambda name=name: street.path(name)["PathState"] != "direct", SCRUBBED_S, f"{name} is relayed")
-        record("WireGuard scrubbed", "path set aside", relayed_s=time.monotonic() - since)
+        until(lambda: street.path("ours")["PathState"] != "direct", SET_ASIDE_S + 5.0, "the path is set aside")
+        record("WireGuard scrubbed", "path set aside", after_s=time.monotonic() - since)
+        assert time.monotonic() - since <= SET_ASIDE_S
+        finish(running, "WireGuard scrubbed", since, {"inner to stock": 60.0, "": 16.0})

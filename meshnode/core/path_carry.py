@@ -20,6 +20,9 @@ STALL_SENT_S: Final = 5.0
 STALL_WAIT_S: Final = 5.0
 PATIENCE_S: Final = 21.0
 """A WireGuard receiver of data answers within ten seconds, by keepalive if need be; one or two may be lost."""
+ANSWER_S: Final = 10.5
+"""As long as that, where nothing is lost. A peer whose own answers are scrubbed is silent by either way: it trusts the
+path for as long as we answer its probes there."""
 TALKING_S: Final = 1.0
 TRIAL_S: Final = 25.0
 """A stall so soon after one that passed: the answers were to the copies."""
@@ -78,10 +81,12 @@ def on_stall_over(p: PathBody) -> None:
         p.doubt_carrying("data comes back by relay only", is_choice=True)
     elif p.heard_relay_at >= p.stall_at and (_was_talking(p) or p.now - p.stall_at >= PATIENCE_S):
         p.doubt_carrying("WireGuard answers by relay only")
-    elif p.now - p.stall_at < PATIENCE_S:
+    elif p.sent_at < p.stall_at:
+        p.hedges.discard(Hedge.STALL)
+    elif p.now - p.stall_at < (ANSWER_S if _is_lossless(p) else PATIENCE_S):
         p.timers[Event.STALL] = p.now + STALL_WAIT_S
     else:
-        p.hedges.discard(Hedge.STALL)
+        p.doubt_carrying("WireGuard answers neither directly nor by relay")
 
 
 def on_hedge_over(p: PathBody) -> None:
@@ -111,4 +116,8 @@ def _was_talking(p: PathBody) -> bool:
 
 
 def _stalls_allowed(p: PathBody) -> int:
-    return 2 if p.act is not None and p.act.loss < LOSSLESS else 4
+    return 2 if _is_lossless(p) else 4
+
+
+def _is_lossless(p: PathBody) -> bool:
+    return p.act is not None and p.act.loss < LOSSLESS

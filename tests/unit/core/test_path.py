@@ -438,3 +438,15 @@ def test_a_lost_leg_is_forgotten_and_left() -> None:
     assert LEG not in path.candidates and path.hint is None and path.state is State.PROBING
     assert path.last_path == SetPath(None, HOME, Mode.RELAY)
     assert path.on_leg_lost(LEG, Seconds(2.1)) == []
+
+
+def test_a_peer_whose_own_answers_are_scrubbed_loses_the_path() -> None:
+    """A stock node answers by the path it trusts, and it trusts the one whose probes we answer."""
+    path = direct()
+    at = 1.1
+    while path.state is State.DIRECT and at < 60:
+        answer(path, path.on_send(Seconds(at)), at)
+        answer(path, pass_time(path, at), at)
+        at += 0.1
+    assert path.state is State.RELAY_ONLY and at == pytest.approx(1.05 + 12 + 15, abs=3.0)
+    assert path.is_hushed(E1, Seconds(at + 5.0))
