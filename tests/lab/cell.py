@@ -75,8 +75,6 @@ class Cell:
     inet: Inet
     row: Nat
     column: Nat
-    options: tuple[str, ...] = ()
-    """For nodes of ours."""
     patience_s: float = PATIENCE_S
 
     def __enter__(self) -> Cell:
@@ -97,8 +95,8 @@ class Cell:
             forget_flows(site.router)
         nodes: list[Node] = []
         try:
-            nodes += (self.inet.node(make, host, *(self.options if make == "ours" else ()))
-                      for make, host in zip(PAIRS[pair], self.hosts, strict=True))  # fmt: skip
+            for make, host in zip(PAIRS[pair], self.hosts, strict=True):
+                nodes.append(self.inet.node(make, host))
             outside = {node.name: _outside(site) for node, site in zip(nodes, self.sites, strict=True)}
             settled = self.inet.settle(nodes[0], nodes[1], outside)
             outcome = first_packet(nodes[0], nodes[1], self.patience_s)

@@ -86,7 +86,7 @@ class Inet:
     relays: list[Derper]
     _names: itertools.count[int] = field(default_factory=itertools.count)
 
-    def node(self, make: Make, host: Host, *options: str) -> Node:
+    def node(self, make: Make, host: Host) -> Node:
         """Start and join a node on this host; returns when it is up."""
         name = f"{host.name}n{next(self._names)}"
         host.use_names({CONTROL: (self.lab.hub.v4, self.lab.hub.v6)})
@@ -98,7 +98,7 @@ class Inet:
             program: Meshnode | Tailscaled = Tailscaled(host, name).start().up(url, key)
         else:
             serve = [f"tcp:{FLOW_PORT}=127.0.0.1:{FLOW_PORT}"]
-            program = Meshnode(host, name, url, key=key, serve=serve, extra=list(options)).start()
+            program = Meshnode(host, name, url, key=key, serve=serve).start()
         return Node(make, host, name, program, server)
 
     def settle(self, one: Node, other: Node, outside: dict[str, str], timeout_s: float = 10.0) -> bool:

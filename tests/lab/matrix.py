@@ -26,13 +26,15 @@ from typing import Any
 
 from interop.lab import Lab, LabError
 from tests.lab import report
-from tests.lab.cell import Cell
+from tests.lab.cell import PATIENCE_S, Cell
 from tests.lab.expect import KINDS
 from tests.lab.inet import PAIRS, PUBLIC, Inet, start_inet
 from tests.lab.rules import Nat
 
-PREDICTION = ("--port-prediction",)
-"""What switches it on in a node of ours."""
+PREDICTION = {"MESHNODE_PORT_PREDICTION": "true"}
+"""What switches it on in nodes of ours."""
+PREDICTION_S = 30.0
+"""How long a pair that predicts ports is watched."""
 
 Rounds = list[dict[str, Any]]
 
@@ -95,9 +97,8 @@ def _order(nat: Nat) -> int:
 
 
 def work(inet: Inet, task: Task, store: Store) -> None:
-    extra = PREDICTION if task.prediction else ()
     try:
-        with Cell(inet, task.row, task.column, extra) as cell:
+        with Cell(inet, task.row, task.column, PREDICTION_S if task.prediction else PATIENCE_S) as cell:
             outcome = cell.round(task.pair).to_json()
     except LabError as error:
         outcome = {"way": "failed", "note": str(error)[-2000:]}
@@ -109,6 +110,7 @@ def work(inet: Inet, task: Task, store: Store) -> None:
 def run(options: argparse.Namespace, store: Store) -> None:
     deadline = time.monotonic() + options.minutes * 60
     with tempfile.TemporaryDirectory(prefix="natlab-") as folder, Lab(Path(folder) / "lab", PUBLIC) as lab:
+        lab.environment |= PREDICTION if options.prediction else {}
         inet = start_inet(lab)
         with ThreadPoolExecutor(options.jobs) as pool:
             waiting = iter(list(tasks(options, store)))

@@ -153,6 +153,8 @@ def _figures(rounds: list[dict[str, Any]]) -> str:
             elif missing:
                 parts.append(f"{name} never in {missing}")
     for found in rounds:
+        if "cpu_percent" in found:
+            parts.append("% of a core, by minute: " + ", ".join(map(str, found["cpu_percent"])))
         if "packets_by_minute" in found:
             parts.append("packets by minute " + ", ".join(map(str, found["packets_by_minute"])))
     judged = [found["intact"] and found.get("flows", True) for found in rounds if "intact" in found]

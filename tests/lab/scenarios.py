@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from interop.lab import Lab, LabError
-from tests.lab import faults, idle, outages, report
+from tests.lab import crowd, faults, idle, outages, report
 from tests.lab.faults import Round
 from tests.lab.inet import PAIRS, PUBLIC, Inet, start_inet
 
@@ -47,6 +47,7 @@ SCENARIOS = {
     "relay-half-dead": Scenario(outages.relay_half_dead, 3),
     "suspend": Scenario(outages.suspended, 3),
     "idle": Scenario(idle.packets, 1),
+    "crowd": Scenario(crowd.crowd, 1),
 }
 
 
