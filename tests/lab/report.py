@@ -42,7 +42,7 @@ def of_cell(outcomes: Outcomes, pair: str, one: Nat, other: Nat) -> list[dict[st
 
 def matrix(outcomes: Outcomes) -> str:
     """The grid, who is ahead where, and why relayed."""
-    parts = [*_grid(outcomes), "", *_verdict(outcomes), "", *_why(outcomes)]
+    parts = [*_grid(outcomes), "", *_verdict(outcomes), "", *_predicted(outcomes), *_why(outcomes)]
     return "\n".join(parts)
 
 
@@ -106,6 +106,15 @@ def _who(ours: tuple[float, float], stock: tuple[float, float]) -> str:
     if math.isinf(ours[1]) or math.isinf(stock[1]) or abs(ours[1] - stock[1]) < SLOWER_S:
         return ""
     return "ours" if ours[1] < stock[1] else "tailscaled"
+
+
+def _predicted(outcomes: Outcomes) -> Iterator[str]:
+    """Cells measured with nodes that predict ports."""
+    for key, rounds in outcomes.items():
+        pair, one, other = key.split("|")
+        if pair == "ours+prediction":
+            yield f"With port prediction, {one} × {other}: {_short(rounds)} ({len(rounds)} rounds)."
+            yield ""
 
 
 def _why(outcomes: Outcomes) -> Iterator[str]:
