@@ -101,6 +101,12 @@ def relay_servers(netmap: Netmap) -> list[NodePublic]:
     return [peer.key for peer in sorted(servers, key=lambda peer: (peer.home != own.home, peer.id))]
 
 
+def may_change_relay_servers(changes: Changes) -> bool:
+    """Whether it is worth asking the policy again, which takes a look at every peer."""
+    is_rekeyed = any(before.key != after.key for before, after in changes.changed)
+    return bool(changes.full or changes.rules_changed or changes.self_changed or changes.added or is_rekeyed)
+
+
 def prefixes_of(peer: Peer) -> tuple[Prefix, ...]:
     """What is routed to it: its own addresses."""
     return peer.addresses

@@ -17,7 +17,7 @@ from meshnode.engine.engine import KEYS_CLOCK_BEHIND
 from meshnode.netmap.model import Changes, Netmap, RelayMap
 from meshnode.netmap.model import Node as NetmapNode
 from meshnode.node.events import Broadcast, ControlChanged, NetmapChanged, PathChanged, RelayChanged
-from meshnode.node.follow import EngineFace, Follower, is_usable, prefixes_of, relay_servers
+from meshnode.node.follow import EngineFace, Follower, is_usable, may_change_relay_servers, prefixes_of, relay_servers
 from meshnode.node.offloads import offloads
 from meshnode.run.log import get_logger
 
@@ -111,7 +111,7 @@ class Wiring:
         house = self._house
         is_first = house.netmap.value is None
         self._follower.apply(netmap, changes)
-        if is_first or changes.full or changes.rules_changed or changes.self_changed or changes.added:
+        if is_first or may_change_relay_servers(changes):
             house.discovery.set_relay_servers(relay_servers(netmap))
         if house.interface is not None:
             self._set_interface(netmap)

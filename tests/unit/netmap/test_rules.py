@@ -162,3 +162,22 @@ def test_description_for_people() -> None:
         {"SrcIPs": ["100.64.0.2", "cap:x"], "DstPorts": [target("100.64.0.1", 0, 65535), target("fd7a::1", 5, 9)]}
     )
     assert rules.describe(now.rules) == ["100.64.0.2/32, cap:x → 100.64.0.1/32:*, fd7a::1/128:5-9"]
+
+
+def test_peers_that_have_a_capability_towards_us() -> None:
+    relay = "tailscale.com/cap/relay-target"
+    peers = (member(2), member(3), member(4, UnsignedPeerAPIOnly=True))
+    to_us = {"Dsts": ["100.64.0.1/32"], "CapMap": {relay: None}}
+    to_another = {"Dsts": ["100.64.0.9/32"], "CapMap": {relay: None}}
+    other_cap = {"Dsts": ["*"], "CapMap": {"tailscale.com/cap/drive": None}}
+    by = {"SrcIPs": ["100.64.0.2", "100.64.0.4"]}
+
+    def holders(*grants: dict[str, Any]) -> list[int]:
+        return [p.id for p in rules.peers_with(netmap({**by, "CapGrant": list(grants)}, peers=peers), relay)]
+
+    assert holders(to_us) == [2], "never one that may reach the peer API only"
+    assert holders(to_another) == [] and holders(other_cap) == [] and holders() == []
+    both = netmap(
+        {"SrcIPs": ["fd7a::3"], "CapGrant": [{"Dsts": ["fd7a::1/128"], "CapMap": {relay: None}}]}, peers=peers
+    )
+    assert [p.id for p in rules.peers_with(both, relay)] == [3]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from meshnode.base.addr import IP, Endpoint, Prefix, RegionId, parse_prefix
 from meshnode.base.keys import NodePrivate, NodePublic
-from meshnode.netmap.model import Changes, DnsConfig, FilterRule, Netmap, Node, PortRange, RelayMap
-from meshnode.node.follow import Follower
+from meshnode.netmap.model import Changes, DnsConfig, FilterRule, Grant, Netmap, Node, PortRange, RelayMap
+from meshnode.node.follow import NO_RELAY_CLIENT, RELAY_TARGET, Follower, may_change_relay_servers, relay_servers
 
 
 def key() -> NodePublic:
@@ -158,3 +159,33 @@ def test_a_second_full_map_is_compared_with_the_first() -> None:
         "peer",
         "path",
     ]
+
+
+# --- who may relay for us ---
+
+
+def granted(*relays: Node, own: Node | None = None, peers: tuple[Node, ...] = ()) -> Netmap:
+    sources = tuple(prefix for relay in relays for prefix in relay.addresses)
+    made = netmap(*relays, *peers, **({"self_node": own} if own else {}))
+    grant = Grant(sources, made.self_node.addresses, MappingProxyType({RELAY_TARGET: ()}))
+    return replace(made, grants=(grant,))
+
+
+def test_relays_of_our_own_home_region_come_first_and_others_are_none() -> None:
+    home = netmap().self_node.home
+    far, near = node(2, home=RegionId(home + 1)), node(3, home=home)
+    assert relay_servers(granted(far, near, peers=(node(4),))) == [near.key, far.key]
+    assert relay_servers(granted(far, replace(near, expired=True))) == [far.key]
+    assert relay_servers(netmap(far, near)) == []
+
+
+def test_a_node_that_must_not_be_a_client_has_no_relays() -> None:
+    own = replace(netmap().self_node, caps=MappingProxyType({NO_RELAY_CLIENT: ()}))
+    assert relay_servers(granted(node(2), own=own)) == []
+
+
+def test_when_it_is_worth_asking_who_relays() -> None:
+    before = node(2)
+    assert may_change_relay_servers(Changes(changed=((before, replace(before, key=key())),)))
+    assert may_change_relay_servers(Changes(rules_changed=True)) and may_change_relay_servers(Changes(added=(before,)))
+    assert not may_change_relay_servers(Changes(changed=((before, replace(before, online=True)),), removed=(before,)))
