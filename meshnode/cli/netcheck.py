@@ -54,7 +54,7 @@ def _home(report: dict[str, Any]) -> Iterator[str]:
     if not home["RegionID"]:
         yield "\t* Home: none"
         return
-    state = "" if home["Connected"] else ", not connected"
+    state = ", by WebSocket" if home["WebSocket"] else "" if home["Connected"] else ", not connected"
     yield f"\t* Home: {home['RegionCode'] or home['RegionID']}{state}  ({home['Reason']})"
 
 

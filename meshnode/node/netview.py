@@ -33,6 +33,7 @@ class NetView:
     home: RegionId
     """The region peers are told; the report's choice may still be connecting."""
     is_home_connected: bool
+    is_home_by_websocket: bool
     home_reason: str
     relays: RelayMap
     endpoints: tuple[tuple[Endpoint, EndpointKind], ...]
@@ -71,6 +72,7 @@ class NetView:
                 "RegionID": int(self.home),
                 "RegionCode": self._code(self.home),
                 "Connected": self.is_home_connected,
+                "WebSocket": self.is_home_by_websocket,
                 "Reason": self.home_reason,
             },
             "Regions": [self._region(region) for region in self._nearest_first()],
@@ -124,6 +126,7 @@ def view_of(house: House) -> NetView:
         nat_reason=why,
         home=house.home.region,
         is_home_connected=house.home.settled.is_set(),
+        is_home_by_websocket=any(r.is_home and r.is_websocket for r in house.pool.status()),
         home_reason=house.home.choice.reason,
         relays=netmap.relays if netmap is not None else RelayMap(),
         endpoints=reach.book.entries(),

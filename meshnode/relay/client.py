@@ -57,6 +57,8 @@ class RegionStatus:
     since: Seconds
     node: str
     """Name of the relay node connected to; '' while not connected."""
+    is_websocket: bool
+    """Because something on the way strips the relay's own upgrade."""
     is_home: bool
     rtt_s: float | None
     health: str
@@ -194,6 +196,7 @@ class RelayClient:
             state=self.state,
             since=Seconds(self.since),
             node=self._node.name if self._node and link else "",
+            is_websocket=link is not None and link.is_websocket,
             is_home=self.is_home,
             rtt_s=link.rtt_s if link else None,
             health=self.health,

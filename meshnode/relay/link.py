@@ -149,6 +149,11 @@ class Link(asyncio.Protocol):
     # --- login ---
 
     @property
+    def is_websocket(self) -> bool:
+        """Frames travel inside a WebSocket."""
+        return self._websocket is not None
+
+    @property
     def ssl_object(self) -> ssl.SSLObject:
         """For the certificate check, before anything is said."""
         assert self._transport is not None

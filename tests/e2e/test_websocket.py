@@ -16,6 +16,7 @@ import pytest
 
 from interop.peers.front import nginx_words
 from meshnode.control.server import ControlServer
+from meshnode.node.netview import view_of
 from meshnode.node.node import Node
 from meshnode.relay.check import check
 from meshnode.relay.server import RelayServer
@@ -112,6 +113,7 @@ def test_frames_pass_where_only_websocket_does(
                 await see_each_other(one, other)
                 pong = await one.ping("other", timeout=10)
                 assert pong.endpoint is None and pong.region == REGION
+                assert view_of(one._running()).to_json()["Home"]["WebSocket"] is True
                 assert street.websockets == 2 and street.answers() == ["426", "426"]
                 await other.start_server(digest, 80)
                 question = os.urandom(8 * MIB)
