@@ -61,7 +61,7 @@ def two(peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Two]:
         authority = Authority.create(lab.folder / "ca")
         lab.environment["SSL_CERT_FILE"] = str(authority.ca)
         relays = {
-            HERE: Derper(lab.hub, authority, region=HERE).start(),
+            HERE: Derper(lab.hub, authority, region=HERE, dual=True).start(),
             FAR: Derper(lab.host("far"), authority, region=FAR).start(),
         }
         regions = {number: region for r in relays.values() for number, region in r.relay_map["regions"].items()}
@@ -83,6 +83,8 @@ def test_ours_says_what_a_stock_node_says(two: Two) -> None:
     assert set(ours["RegionLatency"]) == set(theirs["RegionLatency"]) == {str(HERE), str(FAR)}
     assert ours["GlobalV4"].startswith(f"{two.mesh.host.v4}:") and theirs["GlobalV4"].startswith(two.stock.host.v4)
     assert type(ours["RegionLatency"][str(FAR)]) is type(theirs["RegionLatency"][str(FAR)])
+    assert set(ours["RegionV6Latency"]) == set(theirs["RegionV6Latency"]) == {str(HERE)} and ours["IPv6"] is True
+    assert ours["GlobalV6"].startswith(f"[{two.mesh.host.v6}]:")
     assert ours["NAT"] == "none" and ours["Home"]["Connected"] is True
 
 
