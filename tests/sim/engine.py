@@ -60,6 +60,8 @@ class SimEngine:
         self.sent: dict[NodePublic, dict[int, float]] = {}
         self.heard: dict[tuple[NodePublic, Endpoint | None, int], float] = {}
         self.kicks = 0
+        self.data_relayed = 0
+        """Data packets of which the relay got a copy, or the only one."""
         self.states: list[tuple[float, str, str, str]] = []
         self.serial = 0
         self.is_touched = True
@@ -133,6 +135,7 @@ class SimEngine:
                 sent += 1
         if (route.mode.is_relay or is_too_long) and route.region:
             self.by_relay(route.region, to.key, packet)
+            self.data_relayed += packet.kind == "data"
             sent += 1
         if packet.kind == "data":
             self._report_send(to, route, is_wanted=not sent)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from meshnode.core.path_size import SIZES
 from tests.sim.net import Lan
 from tests.sim.node import SimNode
 from tests.sim.relay import Health
@@ -39,7 +40,8 @@ class Stage:
     world: World
     a: SimNode
     b: SimNode
-    was_scrubbed: bool = False
+    was_set_aside: bool = False
+    """A path may be in quarantine."""
     has_rebound: bool = False
 
     def one(self) -> SimNode:
@@ -77,9 +79,9 @@ def cut_one_way(stage: Stage) -> Cost:
 
 def scrub(stage: Stage) -> Cost:
     """Somebody drops WireGuard and lets DISCO pass."""
-    if stage.was_scrubbed:
+    if stage.was_set_aside:
         return cut(stage)
-    stage.was_scrubbed = True
+    stage.was_set_aside = True
     for_s, node = stage.world.dice.uniform(20.0, 40.0), stage.one()
     links = stage.world.dice.choice([[node.up], [node.down], [node.up, node.down]])
     ways = " and ".join("from" if link is node.up else "to" for link in links)
@@ -220,8 +222,24 @@ def bad_link(stage: Stage) -> Cost:
     return Cost(for_s + 1.0, 1.5)
 
 
+def mtu_hole(stage: Stage) -> Cost:
+    """Full packets vanish on one node's link, without a word."""
+    dice, node = stage.world.dice, stage.one()
+    for_s, link = dice.uniform(5.0, 30.0), dice.choice([node.up, node.down])
+    link.limit = dice.choice([1300, 1250, 1000])
+    stage.was_set_aside |= link.limit < SIZES[-1]
+    way = "from" if link is node.up else "to"
+    stage.world.note(f"packets of more than {link.limit} bytes {way} {node.name} are dropped for {for_s:.1f} s")
+
+    def undo() -> None:
+        link.limit = 0
+
+    stage.after(for_s, f"packets of every size pass {way} {node.name}", undo)
+    return Cost(for_s + 1.0, NOTICED_S)
+
+
 MISHAPS: Final = (
     cut, cut, cut_one_way, cut_one_way, scrub, rebind, rebind, rebind_often, new_wan, roam, suspend, unplug, relay_down,
-    relay_silent, relay_flaps, restart, bad_link,
+    relay_silent, relay_flaps, restart, bad_link, mtu_hole,
 )  # fmt: skip
 """As likely as they are listed often."""

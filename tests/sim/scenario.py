@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from meshnode.core.path_values import State
+from meshnode.core.score import FULL_SIZE
 from tests.sim.judge import lost_runs
 from tests.sim.mishaps import MISHAPS, Cost, Stage
 from tests.sim.nat import KINDS, PORT_RESTRICTED, NatKind
@@ -67,6 +68,8 @@ class Scenario:
     regions: int = 1
     each_s: float = 0.1
     both: bool = True
+    has_full: bool = False
+    """Full packets among the small ones."""
     mishaps: int = 1
     costs: list[Felt] = field(default_factory=list)
     stalls: list[float] = field(default_factory=list)
@@ -87,11 +90,12 @@ class Scenario:
             regions=dice.choice([1, 2]),
             each_s=dice.choice([0.05, 0.1, 0.2, 0.2, 0.4]),
             both=dice.random() < 0.75,
+            has_full=dice.random() < 0.4,
             mishaps=dice.choice([1, 1, 2, 3]),
         )  # fmt: skip
 
     def __str__(self) -> str:
-        ways = "both ways" if self.both else "from a to b"
+        ways = ("full and small " if self.has_full else "") + ("both ways" if self.both else "from a to b")
         return (
             f"a: {self.spots[0]}; b: {self.spots[1]}; {self.delay_s * 1000:g} ms direct, {self.relay_delay_s * 1000:g} "
             f"ms to and from {self.regions} relay(s); data every {self.each_s * 1000:g} ms {ways}"
@@ -110,13 +114,16 @@ class Scenario:
         world.introduce()
         stage = Stage(world, a, b)
         self.began = world.now
-        talk = world.talk(a, b, each_s=self.each_s, both=self.both)
+        talks = [world.talk(a, b, each_s=self.each_s, both=self.both)]
+        if self.has_full:
+            talks.append(world.talk(a, b, each_s=2 * self.each_s, both=self.both, size=FULL_SIZE))
         self._go_direct(stage, DIRECT_S + 8 * self.delay_s, "at first")
         world.run(world.dice.uniform(0.0, 10.0))
         for _ in range(self.mishaps):
             self._suffer(stage)
         self._heal(stage)
-        talk.cancel()
+        for talk in talks:
+            talk.cancel()
         self._judge_delivery(a, b)
         if self.both:
             self._judge_delivery(b, a)
@@ -179,7 +186,7 @@ class Scenario:
         world.run(cost.felt_s + world.dice.uniform(1.0, 10.0))
 
     def _heal(self, stage: Stage) -> None:
-        self._go_direct(stage, QUARANTINED_S if stage.was_scrubbed else HEALED_S, "after all healed")
+        self._go_direct(stage, QUARANTINED_S if stage.was_set_aside else HEALED_S, "after all healed")
         self.world.run(2.0)
 
     # the verdict

@@ -143,3 +143,34 @@ def test_scrubbing_that_ends_leaves_no_quarrel(seed: int) -> None:
     world.run_until(lambda: a.state(b) is DIRECT and b.state(a) is DIRECT, 5.0)
     world.run(30.0)
     assert a.state(b) is DIRECT and b.state(a) is DIRECT, world.story()
+
+
+@seeds(8)
+@pytest.mark.parametrize("limit", [1300, 1250, 1000])
+@pytest.mark.parametrize("one_way", [True, False])
+def test_a_path_too_small_for_full_packets_loses_nothing(seed: int, limit: int, one_way: bool) -> None:
+    world, a, b = pair(seed)
+    a.up.limit, b.up.limit = limit, 0 if one_way else limit
+    at = world.now
+    world.talk(a, b, each_s=0.1, size=1360)
+    world.talk(a, b, each_s=0.1)
+    world.run(30.0)
+    assert lost_for(a, b, at) == lost_for(b, a, at) == 0.0, world.story()
+    act = a.path(b).act
+    if limit >= 1200:
+        assert act is not None and act.limit == (1280 if limit >= 1280 else 1200)
+
+
+@seeds(8)
+@pytest.mark.parametrize("limit", [1300, 1250, 1000])
+def test_a_path_that_becomes_too_small_is_found(seed: int, limit: int) -> None:
+    """The route changes while full packets go over it: probes of that length are lost soon, and short ones are not."""
+    world, a, b = pair(seed)
+    world.talk(a, b, each_s=0.1, size=1360)
+    world.talk(a, b, each_s=0.1)
+    world.run(10.0)
+    at = world.now
+    a.up.limit = limit
+    world.run(30.0)
+    assert lost_for(a, b, at) <= 3.5, world.story()
+    assert lost_for(b, a, at) == 0.0
