@@ -28,7 +28,7 @@ from tests.lab.rules import Nat
 from tests.lab.site import Site
 
 PEERS = ("stock", "ours")
-SET_ASIDE_S = 22.0
+SET_ASIDE_S = 26.0
 
 
 def mesh(bed: Bed, host: Host) -> Meshnode:

@@ -12,7 +12,7 @@
 #include "tell.h"
 #include "way.h"
 
-enum { PEERS_FIRST = 16, UNSENT_FRESH_S = 5 };
+enum { PEERS_FIRST = 16, UNSENT_FRESH_S = 5, HEARD_EVERY_S = 1 };
 
 static const struct mn_ip any_source;
 
@@ -63,6 +63,7 @@ static void put(struct mn_engine *e, const struct mn_ep *to, const struct mn_ip 
 static void send_direct(struct mn_engine *e, struct mn_peer *p, const uint8_t *pkt, size_t len, uint8_t ecn)
 {
     p->tx_direct += len;
+    p->direct_at = e->now_ns;
     put(e, &p->direct, &p->source, pkt, len, ecn);
     for (unsigned i = 0; i < p->n_others; i++) {
         p->tx_direct += len;
@@ -308,6 +309,17 @@ size_t mn_tunnel_mtu(void *ctx, const struct mn_ip *dst)
     return p != NULL && p->mtu != 0 ? p->mtu : e->mtu;
 }
 
+/* Everything is too long for the direct path and goes by relay: a peer that never hears us directly would take that for
+ * a path that carries nothing. */
+static void keep_heard(struct mn_engine *e, uint32_t peer, struct mn_peer *p)
+{
+    bool is_in_use = p->limit != 0 && p->region != 0 && mn_way_has_direct(p) && (p->mode & MN_MODE_RELAY_FIRST) == 0;
+    if (!is_in_use || e->now_ns - p->direct_at < HEARD_EVERY_S * MN_NS_PER_S)
+        return;
+    p->direct_at = e->now_ns;
+    mn_wg_send_keepalive(e->wg, peer, e->now_ns);
+}
+
 /* Room for a packet at the tail of the socket's buffer if it is sure to go there and nowhere else direct, else in the
  * scratch buffer. */
 uint8_t *mn_tunnel_begin(void *ctx, const struct mn_ip *dst, size_t max, int *err)
@@ -357,6 +369,7 @@ void mn_tunnel_commit(void *ctx, size_t len)
     mn_tell_peer_send(e, p, !mn_way_has_direct(p) && !mn_way_has_relay(p));
     if (t->n_deferred > 0)
         send_deferred(e);
+    keep_heard(e, t->out_peer, p);
 }
 
 static void on_disco_key(void *ctx, uint32_t peer, const uint8_t key[32])

@@ -47,7 +47,7 @@ struct mn_peer {
     struct mn_ep others[MN_OTHERS_MAX]; /* endpoints for copies, while no relay takes them */
     struct mn_ip source;                /* our address the peer last wrote to on `direct`; all zero: any */
     uint8_t key[32];
-    uint64_t send_told_at, unsent_at, copies_full_at;
+    uint64_t send_told_at, unsent_at, copies_full_at, direct_at;
     uint64_t rx_direct, rx_relay, tx_direct, tx_relay;
     struct mn_told told[MN_TOLD_PATHS];
     uint8_t unsent[MN_UNSENT_MAX];

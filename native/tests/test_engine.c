@@ -591,6 +591,17 @@ static void test_what_is_too_long_goes_by_relay(void)
     }
     CHECK_INT(n_lost, 0);
     CHECK(e[A]->tunnel.peers[0].tx_relay > sizeof data && e[A]->tunnel.peers[0].tx_relay < 2 * sizeof data);
+    uint64_t keepalives = mn_wg_stats(e[A]->wg)->tx_keepalive;
+    e[A]->tunnel.peers[0].direct_at -= 2 * MN_NS_PER_S; /* nothing went directly for a while: the peer shall hear us */
+    for (int i = 0; i < 3; i++) {
+        struct mn_command cmd = with_blob(MN_CMD_UDP_SEND, data, sizeof data);
+        cmd.req = 5;
+        cmd.ep = (struct mn_ep){.ip = address(B), .port = 53};
+        push(A, cmd);
+        turn();
+    }
+    CHECK_INT(mn_wg_stats(e[A]->wg)->tx_keepalive, keepalives + 1);
+    CHECK_INT(n_lost, 0);
     stop();
 }
 

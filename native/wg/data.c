@@ -189,3 +189,10 @@ int mn_data_input(struct mn_wg *wg, uint8_t *msg, size_t len, const struct mn_pa
     mn_timers_data_received(wg, p, now_ns);
     return deliver(wg, p, msg + MN_WG_HEADER, (size_t)text, inner);
 }
+
+void mn_wg_send_keepalive(struct mn_wg *wg, uint32_t peer, uint64_t now_ns)
+{
+    struct mn_wg_peer *p = mn_peer_get(wg, peer);
+    if (p != NULL && mn_session_can_send(p->sessions.current, now_ns))
+        mn_data_send_keepalive(wg, p, now_ns);
+}

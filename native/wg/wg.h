@@ -163,6 +163,8 @@ int mn_wg_input(struct mn_wg *wg, uint8_t *buf, size_t len, const struct mn_path
  * > 0: length of the datagram at msg, to be sent by the caller. 0: staged (copied), a handshake is under way.
  * < 0: a negated mn_wg_drop. */
 int mn_wg_seal(struct mn_wg *wg, uint32_t peer, uint8_t *msg, size_t len, uint64_t now_ns);
+/* An empty packet to the peer, if there is a session to send it with. */
+void mn_wg_send_keepalive(struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 bool mn_wg_has_session(const struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 
 /* Ask for a handshake now, as a new path deserves. An initiation that waits for its response is sent again: as it is

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 REPORT_S: Final = 0.1
 SMALL: Final = 128
+HEARD_EVERY_S: Final = 1.0
 
 
 @dataclass
@@ -33,6 +34,7 @@ class Route:
     mode: Mode = Mode.NONE
     limit: int = 0
     others: tuple[Endpoint, ...] = ()
+    direct_at: float = -1e9
     reported_at: float = -1e9
     was_wanted: bool = False
 
@@ -133,10 +135,15 @@ class SimEngine:
             for endpoint in (route.direct, *route.others):
                 self.transmit(endpoint, packet)
                 sent += 1
+            route.direct_at = self.now
         if (route.mode.is_relay or is_too_long) and route.region:
             self.by_relay(route.region, to.key, packet)
             self.data_relayed += packet.kind == "data"
             sent += 1
+        if is_too_long and route.direct is not None and self.now - route.direct_at >= HEARD_EVERY_S:
+            route.direct_at = self.now
+            self.serial += 1
+            self.transmit(route.direct, Wg("keepalive", packet.session, self.serial, SMALL))
         if packet.kind == "data":
             self._report_send(to, route, is_wanted=not sent)
             self.world.watch.on_send(self, to, route, packet)
