@@ -41,6 +41,8 @@ ATTEMPTS_MAX: Final = 6
 """With all peers together, in AGAIN_S: nobody makes us scan for long."""
 PATIENCE_S: Final = 1.5
 """How long the usual ways are tried first."""
+QUIET_S: Final = 10.0
+"""A socket that a peer was heard by so lately may be its way to us, whichever ours to it is."""
 PEERS_MAX: Final = 1024
 PORTS: Final = range(1024, 65536)
 
@@ -134,7 +136,8 @@ class Predictor:
         self._attempts: dict[Role, Attempt] = {}
         self._tried_at: dict[NodePublic, Seconds] = {}
         self._won: dict[int, NodePublic] = {}
-        """Sockets that carry a path, by number."""
+        """Sockets that carry a path, ours or the peer's, by number."""
+        self._heard_at: dict[int, Seconds] = {}
         self._next_at: Seconds | None = None
         self.counts = dict.fromkeys(("attempts", "probes", "won"), 0)
 
@@ -171,7 +174,7 @@ class Predictor:
             return self._try_fresh(attempt, target, numbers[-1:])
         attempt.sockets = tuple(Endpoint(target.ip, target.port, 0, number) for number in numbers)
         attempt.refresh_at = now
-        return [Sockets(numbers, True)] if numbers else []
+        return self._open(numbers)
 
     def _try_fresh(self, attempt: Attempt, target: Endpoint, numbers: tuple[int, ...]) -> list[Effect]:
         """Its ping leaves before anybody hears of it, and opens our NAT."""
@@ -179,8 +182,13 @@ class Predictor:
         for number in numbers:
             way = Endpoint(target.ip, target.port, 0, number)
             attempt.sockets = (way,)
-            effects += [Sockets((number,), True), Probe(attempt.peer, way), AskStun(number)]
+            effects += [*self._open(numbers), Probe(attempt.peer, way), AskStun(number)]
         return effects
+
+    def _open(self, numbers: tuple[int, ...]) -> list[Effect]:
+        for number in numbers:
+            self._heard_at.pop(number, None)
+        return [Sockets(numbers, True)] if numbers else []
 
     def _free(self) -> tuple[int, ...]:
         taken = {*self._won, *(way.socket for attempt in self._attempts.values() for way in attempt.sockets)}
@@ -200,7 +208,13 @@ class Predictor:
         lately = sum(now - at < AGAIN_S for at in self._tried_at.values())
         return lately < ATTEMPTS_MAX and now - self._tried_at.get(peer, -1e9) >= AGAIN_S
 
-    def on_path(self, peer: NodePublic, used: Endpoint | None, kept: Endpoint | None = None) -> list[Effect]:
+    def on_heard(self, number: int, now: Seconds) -> None:
+        """The peer of this socket was heard by it."""
+        self._heard_at[number] = now
+
+    def on_path(
+        self, peer: NodePublic, used: Endpoint | None, now: Seconds, kept: Endpoint | None = None
+    ) -> list[Effect]:
         """The peer's direct path is this now; None: it has none. A path ends the attempt; its socket is kept.
 
         kept: the path of before, where it is hoped to work still.
@@ -211,18 +225,28 @@ class Predictor:
             if used is not None and used in attempt.sockets:
                 self._won[used.socket] = peer
                 self.counts["won"] += 1
-            effects += self._end(attempt)
+            elif attempt.role is Role.EASY and attempt.sockets:
+                attempt.waiting, attempt.is_told = [], True  # the peer may be about to come by the fresh socket
+                continue
+            effects += self._end(attempt, now)
         for number in [n for n, key in self._won.items() if key == peer and n not in wanted]:
-            del self._won[number]
-            effects.append(Sockets((number,), False))
+            if not self._is_heard(number, now):
+                del self._won[number]
+                effects.append(Sockets((number,), False))
         return effects
+
+    def _is_heard(self, number: int, now: Seconds) -> bool:
+        return now - self._heard_at.get(number, -1e9) < QUIET_S
 
     def forget(self, peer: NodePublic) -> list[Effect]:
         """The peer is gone; when it was tried is remembered."""
-        effects = self.on_path(peer, None)
+        gone = [number for number, key in self._won.items() if key == peer]
         for attempt in [a for a in self._attempts.values() if a.peer == peer]:
-            effects += self._end(attempt)
-        return effects
+            del self._attempts[attempt.role]
+            gone += [way.socket for way in attempt.sockets]
+        for number in gone:
+            self._won.pop(number, None)
+        return [Sockets(tuple(gone), False)] if gone else []
 
     def on_sockets_lost(self) -> None:
         """Every extra socket is closed: the network changed."""
@@ -237,7 +261,7 @@ class Predictor:
             return []
         effects: list[Effect] = []
         for attempt in list(self._attempts.values()):
-            effects += self._end(attempt) if now >= attempt.ends_at else self._send(attempt, now)
+            effects += self._end(attempt, now) if now >= attempt.ends_at else self._send(attempt, now)
         is_sending = any(attempt.waiting for attempt in self._attempts.values())
         due = [attempt.due_at for attempt in self._attempts.values()]
         self._next_at = Seconds(now + TICK_S) if is_sending else min(due, default=None)
@@ -250,7 +274,9 @@ class Predictor:
         self.counts["probes"] += len(due)
         return [Probe(attempt.peer, endpoint) for endpoint in due]
 
-    def _end(self, attempt: Attempt) -> list[Effect]:
+    def _end(self, attempt: Attempt, now: Seconds) -> list[Effect]:
         self._attempts.pop(attempt.role, None)
+        if attempt.role is Role.EASY:
+            self._won |= {e.socket: attempt.peer for e in attempt.sockets if self._is_heard(e.socket, now)}
         losers = tuple(e.socket for e in attempt.sockets if e.socket not in self._won)
         return [Sockets(losers, False)] if losers else []

@@ -150,6 +150,8 @@ class Discovery(Paths):
             return
         if region:
             self._note_route(known, RegionId(region))
+        if direct is not None and self.prediction is not None:
+            self.prediction.heard(direct)
         self._perform(known, self._path(known).on_recv(direct, What(what), self._clock.now()))
 
     def on_send_error(self, endpoint: Endpoint, number: int) -> None:
@@ -195,6 +197,8 @@ class Discovery(Paths):
                 return
             source, data = source._replace(vni=relayed.vni), relayed.packet
         owners, message = self._open(data, now, source)
+        if message is not None and self.prediction is not None:
+            self.prediction.heard(source)
         if isinstance(message, wire.Ping):
             known = resolve(owners, message.node)
             if known is not None and known.path is not None and known.path.is_hushed(source, now):

@@ -69,7 +69,7 @@ class Prediction:
         used = path.act.endpoint if path.act is not None else None
         if self._core.concerns(known.key):
             hopes = path.state in (State.UNKNOWN, State.PROBING) and now < path.hint_until
-            self._perform(self._core.on_path(known.key, used, path.hint if hopes else None))
+            self._perform(self._core.on_path(known.key, used, now, path.hint if hopes else None))
         if used is None and path.state in _SEARCHING and path.is_live:
             waited_s = now - path.since if path.state is State.PROBING else PATIENCE_S
             endpoints = known.endpoints or tuple(path.candidates)
@@ -78,6 +78,11 @@ class Prediction:
         if not self._core.concerns(known.key):
             self._peers.pop(known.key, None)
         self._arm()
+
+    def heard(self, way: Endpoint) -> None:
+        """The peer was heard by the socket that this names, if any."""
+        if way.socket:
+            self._core.on_heard(way.socket, self._clock.now())
 
     def forget(self, known: Known) -> None:
         """The peer is gone."""

@@ -19,6 +19,7 @@ from meshnode.core.prediction import (
     HOLD_S,
     PATIENCE_S,
     PROBES_MAX,
+    QUIET_S,
     SOCKETS_MAX,
     Announce,
     AskStun,
@@ -122,7 +123,7 @@ def test_the_easy_side_tries_a_fresh_socket_and_tells_the_peer_where_that_is() -
     assert bench.core.on_mapped(3, fresh) == [], "not one of ours"
     assert bench.core.on_mapped(SOCKETS_MAX, fresh) == [Announce(PEER, fresh)]
     assert bench.core.on_mapped(SOCKETS_MAX, fresh) == [], "told once"
-    assert bench.core.on_path(PEER, way) == [] and bench.core.winners == ((SOCKETS_MAX, PEER),)
+    assert bench.core.on_path(PEER, way, Seconds(bench.now)) == [] and bench.core.winners == ((SOCKETS_MAX, PEER),)
     assert bench.core.on_mapped(SOCKETS_MAX, fresh) == []
     assert bench.consider(EASY, OTHER)[0] == Sockets((SOCKETS_MAX - 1,), True)
     assert bench.run(HOLD_S)[-1][1] == Sockets((SOCKETS_MAX - 1,), False)
@@ -134,17 +135,17 @@ def test_a_path_ends_the_attempt_and_keeps_its_socket_alone() -> None:
     bench.run(0.2)
     won = Endpoint(THEIRS.ip, THEIRS.port, socket=9)
     assert bench.core.concerns(PEER)
-    assert bench.core.on_path(PEER, won) == [Sockets(tuple(n for n in ALL if n != 9), False)]
+    assert bench.core.on_path(PEER, won, Seconds(bench.now)) == [Sockets(tuple(n for n in ALL if n != 9), False)]
     assert bench.core.next_deadline() is None and bench.core.concerns(PEER)
-    assert bench.core.on_path(PEER, None, kept=won) == [], "idle, and hoped to work still"
-    assert bench.core.on_path(PEER, Endpoint.parse("8.8.8.8:6")) == [Sockets((9,), False)]
+    assert bench.core.on_path(PEER, None, Seconds(bench.now), won) == [], "idle, and hoped to work still"
+    assert bench.core.on_path(PEER, Endpoint.parse("8.8.8.8:6"), Seconds(bench.now)) == [Sockets((9,), False)]
     assert not bench.core.concerns(PEER)
 
 
 def test_sockets_of_paths_are_not_opened_anew() -> None:
     bench = Bench()
     bench.consider(HARD)
-    bench.core.on_path(PEER, Endpoint(THEIRS.ip, THEIRS.port, socket=9))
+    bench.core.on_path(PEER, Endpoint(THEIRS.ip, THEIRS.port, socket=9), Seconds(bench.now))
     assert bench.consider(HARD, OTHER) == [Sockets(tuple(n for n in ALL if n != 9), True)]
     assert bench.core.forget(OTHER) == [Sockets(tuple(n for n in ALL if n != 9), False)]
     assert bench.core.winners == ((9, PEER),)
@@ -156,8 +157,21 @@ def test_any_direct_path_ends_the_probing() -> None:
     bench = Bench()
     bench.consider(EASY)
     assert probes(bench.run(1.0))
-    assert bench.core.on_path(PEER, THEIRS) == [Sockets((SOCKETS_MAX,), False)]
-    assert bench.run(60.0) == []
+    assert bench.core.on_path(PEER, THEIRS, Seconds(bench.now)) == []
+    assert bench.core.on_mapped(SOCKETS_MAX, OWN) == []
+    assert bench.run(60.0) == [(pytest.approx(100.0 + HOLD_S), Sockets((SOCKETS_MAX,), False))]
+
+
+def test_a_socket_that_the_peer_still_uses_is_kept_whatever_our_way_is() -> None:
+    bench = Bench()
+    bench.consider(EASY)
+    bench.core.on_path(PEER, THEIRS, Seconds(bench.now))
+    bench.run(HOLD_S - 1)
+    bench.core.on_heard(SOCKETS_MAX, Seconds(bench.now))
+    assert bench.run(2.0) == [] and bench.core.winners == ((SOCKETS_MAX, PEER),)
+    assert bench.core.on_path(PEER, THEIRS, Seconds(bench.now)) == []
+    bench.now += QUIET_S
+    assert bench.core.on_path(PEER, THEIRS, Seconds(bench.now)) == [Sockets((SOCKETS_MAX,), False)]
 
 
 def test_attempts_are_rare() -> None:
@@ -204,7 +218,7 @@ def test_sides_that_begin_seconds_apart_meet() -> None:
 steps = st.one_of(
     st.tuples(st.just("time"), st.floats(0.0, 30.0)),
     st.tuples(st.sampled_from(["easy", "hard", "lost", "none", "forget"]), st.sampled_from([PEER, OTHER])),
-    st.tuples(st.just("won"), st.integers(0, SOCKETS_MAX)),
+    st.tuples(st.sampled_from(["won", "heard"]), st.one_of(st.integers(0, SOCKETS_MAX), st.just(SOCKETS_MAX))),
 )
 
 
@@ -242,5 +256,8 @@ def play(bench: Bench, what: str, about: Any) -> list[Effect]:
         bench.core.on_sockets_lost()
         return []
     if what == "won":
-        return bench.core.on_path(PEER, Endpoint(THEIRS.ip, THEIRS.port, socket=about))
-    return bench.core.forget(about) if what == "forget" else bench.core.on_path(about, None)
+        return bench.core.on_path(PEER, Endpoint(THEIRS.ip, THEIRS.port, socket=about), Seconds(bench.now))
+    if what == "heard":
+        bench.core.on_heard(about, Seconds(bench.now))
+        return []
+    return bench.core.forget(about) if what == "forget" else bench.core.on_path(about, None, Seconds(bench.now))
