@@ -22,6 +22,7 @@ from tests.sim.engine import SimEngine
 from tests.sim.link import Link, Packet, Stun, Wg
 from tests.sim.nat import Firewall
 from tests.sim.net import STUN_PORT, STUN_V4, STUN_V6, Internet, Lan
+from tests.sim.stock import Stock
 
 if TYPE_CHECKING:
     from tests.sim.world import Handle, World
@@ -93,6 +94,13 @@ class SimNode(SimEngine):
             DiscoPrivate.generate(self.world.dice.randbytes), self.key, clock=self.clock, call_later=self.call_later
         )
         self.wire_discovery()
+
+    def be_stock(self) -> None:
+        """From now on a node that behaves as tailscaled does."""
+        self.discovery.close()
+        self.discovery = Stock(self)  # type: ignore[assignment]
+        self.wire_discovery()
+        self.discovery.set_endpoints(self.endpoints)
 
     def wire_discovery(self) -> None:
         """Connect its callables."""
