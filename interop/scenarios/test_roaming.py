@@ -24,8 +24,10 @@ from interop.peers.meshnode import SOCKS5, Meshnode
 from interop.peers.tailscaled import Tailscaled
 
 PEERS = ("stock", "ours")
-FLOW_S = 3.0
+FLOW_S = 2.0
 STOPPED_S = 15.0
+LIMIT_S = 8.0
+"""The longest stall; on a quiet machine a second and a half."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ def test_a_cable_that_is_pulled_and_plugged_in_again(trio: Trio) -> None:
         hub.ip("link", "set", port, "down")
         until(lambda: "the network changed" in trio.mover.running.err(), 5.0, "the watch sees the cable go")
         hub.ip("link", "set", port, "up")
-        finish(flows, "cable pulled and plugged in", time.monotonic(), 5.0)
+        finish(flows, "cable pulled and plugged in", time.monotonic(), LIMIT_S)
 
 
 def readdress(host: Host, hub: Host, v4: str) -> None:
@@ -106,20 +108,18 @@ def test_another_address(trio: Trio) -> None:
     host, hub = trio.mover.host, trio.bed.lab.hub
     with restored(host, hub), trio.downloads() as flows:
         readdress(host, hub, "10.77.0.177")
-        finish(flows, "another address", time.monotonic(), 5.0)
+        finish(flows, "another address", time.monotonic(), LIMIT_S)
 
 
-@pytest.mark.parametrize("left", ["nothing", "link-local"])
-def test_from_ipv4_to_ipv6_alone(trio: Trio, left: str) -> None:
-    """Another network that has IPv6 only; of IPv4 an address is left that leads nowhere, or none at all."""
+def test_from_ipv4_to_ipv6_alone(trio: Trio) -> None:
+    """Another network, that has IPv6 only. The stock node is reached directly by it, ours by relay."""
     host, hub = trio.mover.host, trio.bed.lab.hub
     with restored(host, hub), trio.downloads() as flows:
         host.ip("-4", "address", "flush", "dev", "eth0")
-        if left == "link-local":
-            host.ip("address", "add", "169.254.7.7/16", "dev", "eth0")
         host.ip("address", "add", f"{host.v6}/64", "dev", "eth0", "nodad")
         host.ip("-6", "route", "replace", "default", "via", hub.v6)
-        finish(flows, f"IPv4 to IPv6 alone, {left} of IPv4 left", time.monotonic(), 5.0)
+        finish(flows, "IPv4 to IPv6 alone", time.monotonic(), LIMIT_S)
+        assert "[fd77::" in trio.mover.ping("stock")
 
 
 def test_an_interface_that_is_deleted_and_comes_back(trio: Trio) -> None:
@@ -129,7 +129,7 @@ def test_an_interface_that_is_deleted_and_comes_back(trio: Trio) -> None:
         trio.bed.lab.wire(host, "eth0", hub, "br0")
         host.ip("address", "add", f"{host.v4}/24", "dev", "eth0")
         host.ip("route", "replace", "default", "via", hub.v4)
-        finish(flows, "interface deleted and added", time.monotonic(), 5.0)
+        finish(flows, "interface deleted and added", time.monotonic(), LIMIT_S)
 
 
 def test_a_process_that_was_stopped(trio: Trio) -> None:

@@ -358,7 +358,8 @@ class Link(asyncio.Protocol):
         if self._phase is Phase.CLOSED:
             return
         phase, self._phase = self._phase, Phase.CLOSED
-        self._lanes.drop_urgent()  # now: what is said after this moment is for the next link
+        if phase is Phase.OPEN:
+            self._lanes.drop_urgent()  # now: what is said after this moment is for the next link
         if self._pulse_timer is not None:
             self._pulse_timer.cancel()
         if self._transport is not None:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from meshnode.base.addr import RegionId
+from meshnode.base.addr import RegionId, parse_ip
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.engine.engine import Engine
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
@@ -325,6 +325,40 @@ def test_a_relay_that_restarts_is_found_again_and_packets_wait_for_it() -> None:
         await until(lambda: a.state() is RelayState.CONNECTED and b.state() is RelayState.CONNECTED)
         await exchange(a, b)
         assert RelayState.DOWN not in a.states, "it was back within the second"
+
+    run(scenario)
+
+
+def test_a_call_outlives_dials_that_fail() -> None:
+    """DISCO that is said while the relay is away is for the next connection, however many attempts that takes."""
+
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        a = await bed.client(server.relay_map(), plain=True)
+        absent, port = NodePrivate.generate(CLOCK.entropy).public(), server.port
+        await server.aclose()
+        await until(lambda: a.state() is not RelayState.CONNECTED)
+        assert a.pool.send(REGION, absent, DISCO)
+        await until(lambda: a.pool.status()[0].error.startswith("relay region"))
+        await bed.server(port, private=server.private)
+        await until(lambda: a.gone)
+        assert a.gone == [(REGION, absent, derp.GONE_NOT_HERE)], "the relay answers what was said to somebody absent"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_a_connection_from_an_address_that_is_gone_is_dialled_anew(carried: bool) -> None:
+    async def scenario(bed: Bed) -> None:
+        server = await bed.server()
+        a = await bed.client(server.relay_map(), plain=True, carried=carried)
+        b = await bed.client(server.relay_map(), plain=True)
+        a.pool.on_network([parse_ip("192.0.2.77")])
+        await exchange(a, b) if not carried else None
+        assert a.states == [RelayState.CONNECTING, RelayState.CONNECTED], "not this one's"
+        a.pool.on_network([parse_ip("127.0.0.1")])
+        await until(lambda: a.states == [RelayState.CONNECTING, RelayState.CONNECTED] * 2)
+        assert a.pool.status()[0].error == ""
 
     run(scenario)
 
