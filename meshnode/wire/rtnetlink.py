@@ -46,6 +46,7 @@ _RTA_PREFSRC: Final = 7
 _AF_INET: Final = 2
 _HEADER: Final = Struct("=IHHII")
 _ATTRIBUTE: Final = Struct("=HH")
+_MASK: Final = Struct("=I")
 _IFINFO: Final = Struct("=BxHiII")
 _IFADDR: Final = Struct("=BBBBI")
 _ROUTE: Final = Struct("=BBBBBBBBI")
@@ -86,7 +87,7 @@ class Route:
 
 def ask_links() -> bytes:
     """List every link, without its counters."""
-    mask = _ATTRIBUTE.pack(8, _IFLA_EXT_MASK) + _SKIP_STATS.to_bytes(4, "little")
+    mask = _ATTRIBUTE.pack(_ATTRIBUTE.size + _MASK.size, _IFLA_EXT_MASK) + _MASK.pack(_SKIP_STATS)
     return _question(GETLINK, _IFINFO.pack(0, 0, 0, 0, 0) + mask)
 
 

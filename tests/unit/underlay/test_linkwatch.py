@@ -6,13 +6,25 @@ import asyncio
 
 import pytest
 
+from meshnode.base.addr import parse_ip
 from meshnode.run.clock import Clock
-from meshnode.underlay import linkwatch
+from meshnode.underlay import interfaces, linkwatch
 from meshnode.underlay.linkwatch import LinkWatch
 
 
 def refused() -> None:
     raise PermissionError(1, "Operation not permitted")
+
+
+def test_where_netlink_is_refused_the_ways_out_are_known_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_list() -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    whole = interfaces.read_network()
+    monkeypatch.setattr(interfaces, "_read_addresses", no_list)
+    found = interfaces.read_network()
+    assert not found.is_complete and found.outward == whole.outward and found.ips
+    assert found.ips <= {ip for ip in whole.outward if ip} | {parse_ip("127.0.0.1")}
 
 
 def test_where_notices_are_refused_it_looks_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
