@@ -151,9 +151,7 @@ def roaming(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
             begun = time.monotonic()
             stage.site.unplug(stage.here.host)
             six.plug(stage.here.host)
-            found = _aftermath(stage, begun, 60.0)
-            found["healed_s"] = stage.wait_direct()
-            yield found | _state(stage)
+            yield _aftermath(stage, begun, 60.0)
             stage.sites.append(six)
 
 
@@ -166,8 +164,7 @@ def replugged(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
             stage.site.unplug(stage.here.host)
             stage.wait_bytes(0.5)
             stage.site.plug(stage.here.host)
-            found = _aftermath(stage, begun, 45.0)
-            yield found | {"healed_s": stage.wait_direct(), **_state(stage)}
+            yield _aftermath(stage, begun, 45.0)
 
 
 def _state(stage: Stage) -> Round:

@@ -93,6 +93,10 @@ def _verdict(outcomes: Outcomes) -> Iterator[str]:
                 ahead["missed"].append(name)
             if ours and stock and (who := _who(_score(ours), _score(stock))):
                 ahead[who].append(name)
+    for pair, name in (("ours", "ours"), ("stock", "tailscaled")):
+        counts = [len(of_cell(outcomes, pair, a, b)) for i, a in enumerate(KINDS) for b in KINDS[i:]]
+        yield f"Rounds a cell, {name}: {min(counts)} to {max(counts)}."
+    yield ""
     yield f"Ours ahead in {len(ahead['ours'])} cells: {'; '.join(ahead['ours']) or 'none'}."
     yield ""
     yield f"tailscaled ahead in {len(ahead['tailscaled'])} cells: {'; '.join(ahead['tailscaled']) or 'none'}."
@@ -169,9 +173,8 @@ def _figures(rounds: list[dict[str, Any]]) -> str:
     judged = [found["intact"] and found.get("flows", True) for found in rounds if "intact" in found]
     if judged:
         parts.append(f"flow survived {sum(judged)} of {len(judged)}")
-    failed = [found for found in rounds if "note" in found]
-    if failed:
-        parts.append(f"{len(failed)} failed")
+    failed = [found["note"].splitlines()[0] for found in rounds if "note" in found]
+    parts += [f"gave up ({count}): {note}" for note, count in Counter(failed).items()]
     return "<br>".join(parts)
 
 
