@@ -129,6 +129,9 @@ def test_long_packets_begin_to_vanish(street: Street, limit: int) -> None:
         weaned = {1280: 10.0, 1124: 25.0}[limit]
         since = time.monotonic()
         finish(running, f"hole of {limit}", since, {"stock to inner": weaned, "": 5.0})
+        if limit == 1280:
+            for name in PEERS:
+                until(lambda name=name: street.path(name)["Limit"] == 1280, 20.0, f"the limit towards {name} is known")
 
 
 SCRUBBED = ("inner to ours", "ours to inner", *(("inner to stock",) if FULL else ()))

@@ -43,6 +43,8 @@ class PeerTraffic:
     is_relay_up: bool = False
     hedges: tuple[str, ...] = ()
     """Why packets are sent by relay too, while direct."""
+    limit: int | None = None
+    """Longest IP packet the direct path carries, as far as it is known; longer ones go by relay."""
     by_path: Mapping[str, int] = field(default_factory=dict)
     """Bytes of WireGuard datagrams: rx_direct, rx_relay, tx_direct, tx_relay."""
     transitions: tuple[tuple[float, str, str], ...] = ()
@@ -154,6 +156,7 @@ class Status:
             "Why": traffic.why,
             "RelayUp": traffic.is_relay_up,
             "Hedges": list(traffic.hedges),
+            "Limit": traffic.limit,
             "Candidates": [_candidate_json(c, traffic.clock_offset) for c in traffic.candidates],
             "Bytes": dict(traffic.by_path),
             "Pings": {"Sent": traffic.pings_sent, "Answered": traffic.pongs_received},

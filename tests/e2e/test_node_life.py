@@ -10,7 +10,7 @@ import pytest
 
 from meshnode.base.errors import ConfigError, EngineError, KeyExpired, NameNotFound
 from meshnode.base.keys import NodePublic
-from meshnode.config.model import Config, Tunnel
+from meshnode.config.model import Config, Disco, Tunnel
 from meshnode.control.server import ControlServer
 from meshnode.netmap.model import Peer
 from meshnode.node.node import Node
@@ -223,3 +223,28 @@ def test_tcp_settings_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
         Node(tcp_memory=7)
     with pytest.raises(ConfigError, match="tcp_ecn: 'maybe' is none of accept, ask, off"):
         Node(tcp_ecn="maybe")
+
+
+def test_the_section_disco_tunes_the_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    from meshnode.core.path_values import Tuning
+    from meshnode.underlay.disco import Discovery
+
+    given: list[object] = []
+    make = Discovery.__init__
+
+    def note(*args: Any, **options: Any) -> None:
+        given.append(options["tuning"])
+        make(*args, **options)
+
+    monkeypatch.setattr(Discovery, "__init__", note)
+
+    async def work() -> None:
+        async with make_town() as town:
+            await town.join("one", disco=Disco(0.5, 90.0, 2.0, 5, 20.0))
+            await town.join("other")
+
+    run("asyncio", work)
+    assert given == [Tuning(0.5, 90.0, 2.0, 5, 20.0), Tuning()]
+    assert Node.from_config(Config(disco=Disco(probe_timeout=1.5))).disco.probe_timeout == 1.5
+    with pytest.raises(ConfigError, match="heartbeat_interval: 0.01 s is outside 0.1 to 60 s"):
+        Node(disco=Disco(heartbeat_interval=0.01))
