@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from interop.bed import Bed
+from interop.bed import FULL, Bed
 from interop.flow import Download, record
 from interop.lab import Host, Lab, until
 from interop.peers.derper import Derper
@@ -26,6 +26,8 @@ from interop.peers.tailscaled import Tailscaled
 PEERS = ("stock", "ours")
 FLOW_S = 2.0
 STOPPED_S = 15.0
+TRUST_S = 16.0
+"""A stock node trusts a path for 6.5 s, and its TCP repeats by its own clock."""
 LIMIT_S = 8.0
 """The longest stall; on a quiet machine a second and a half."""
 
@@ -130,6 +132,23 @@ def test_an_interface_that_is_deleted_and_comes_back(trio: Trio) -> None:
         host.ip("address", "add", f"{host.v4}/24", "dev", "eth0")
         host.ip("route", "replace", "default", "via", hub.v4)
         finish(flows, "interface deleted and added", time.monotonic(), LIMIT_S)
+
+
+@pytest.mark.skipif(not FULL, reason="MESHNODE_INTEROP_FULL=1 runs it")
+def test_sockets_whose_datagrams_are_all_refused(trio: Trio) -> None:
+    """A firewall of this machine refuses all UDP: relays carry on, and new sockets are tried, on the same port."""
+    host, process = trio.mover.host, trio.mover.running
+    with trio.downloads(4.0) as flows:
+        host.cut_udp()
+        cut_at = time.monotonic()
+        try:
+            process.wait_until(lambda: "UDP sockets renewed" in process.err(), 15.0, "sockets are renewed")
+            finish(flows, "all UDP refused by a firewall", cut_at, TRUST_S)
+            assert flows[1].stall(cut_at) <= LIMIT_S
+        finally:
+            host.heal_udp()
+    for name in PEERS:
+        trio.mover.wait_until_direct(name, 30.0)
 
 
 def test_a_process_that_was_stopped(trio: Trio) -> None:
