@@ -37,6 +37,8 @@ class PeerPath(PathBody):
     def on_recv(self, source: Endpoint | None, what: What, now: Seconds) -> list[Effect]:
         """An authenticated WireGuard packet arrived, from `source` or by relay."""
         self._begin(now)
+        if what is not What.HANDSHAKE:
+            self.answered_at = now
         if source is not None:
             on_direct(self, what)
             self._hear(source)

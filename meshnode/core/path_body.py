@@ -124,6 +124,8 @@ class PathBody:
         self.heard_direct_at = -1e9
         self.data_direct_at = -1e9
         self.heard_relay_at = -1e9
+        self.answered_at = -1e9
+        """When something other than a handshake was heard."""
         self.relayed_at = -1e9
         """When data of the peer last came by relay."""
         self.stall_at = -1e9

@@ -108,9 +108,10 @@ def on_reprobe_relay_only(p: PathBody) -> None:
 
 
 def _greet_again(p: PathBody) -> None:
-    """Data waits and there is no session: perhaps the answer went where we were before a restart, which the peer
-    believes in for some seconds. WireGuard by itself asks again after five."""
-    if p.now - p.sent_at < GREET_S and p.now - max(p.heard_direct_at, p.heard_relay_at) > SESSION_S:
+    """Data waits and nothing but handshakes was heard: after a restart of ours the peer answers for some seconds where
+    we were, and a stock one ends its sessions with us when control tells it of our new key, the newest included.
+    WireGuard by itself asks again after five seconds, and after fifteen."""
+    if p.now - p.sent_at < GREET_S and p.now - p.answered_at > SESSION_S:
         p.out.append(Kick())
 
 

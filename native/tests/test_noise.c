@@ -388,7 +388,8 @@ static void test_private_key(void)
     CHECK_INT(mn_wg_peer_add(t->a.wg, t->a.pub, &id), MN_WG_E_KEY);
     CHECK_INT(mn_wg_peer_add(t->a.wg, zero, &id), MN_WG_E_KEY);
     memset(&c, 0, sizeof c);
-    struct mn_wg_ops ops = {&c, node_random, node_wall, node_send, node_event, NULL, NULL, NULL};
+    struct mn_wg_ops ops = {
+        .ctx = &c, .random = node_random, .wall_ns = node_wall, .send = node_send, .event = node_event};
     c.now = &t->now;
     c.wg = mn_wg_create(&ops, NULL, NULL, t->now);
     CHECK(c.wg != NULL);

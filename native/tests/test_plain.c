@@ -91,7 +91,8 @@ static void test_points_of_small_order_stay_silent(void)
 {
     uint64_t now = 1000 * SEC;
     struct node n = {.now = &now, .wall_ns = WALL * SEC, .seed = 4};
-    struct mn_wg_ops ops = {&n, node_random, node_wall, node_send, node_event, NULL, NULL};
+    struct mn_wg_ops ops = {
+        .ctx = &n, .random = node_random, .wall_ns = node_wall, .send = node_send, .event = node_event};
     uint8_t key[32] = {8, [31] = 64}, point[32];
     n.wg = mn_wg_create(&ops, NULL, NULL, now);
     CHECK(n.wg != NULL);

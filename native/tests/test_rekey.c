@@ -293,7 +293,7 @@ static void allow_all(struct mn_stack *s)
 static void start_member(struct world *w, int index)
 {
     struct member *m = &w->m[index];
-    struct mn_wg_ops wg_ops = {m, on_random, on_wall, on_send, on_event, NULL, NULL};
+    struct mn_wg_ops wg_ops = {.ctx = m, .random = on_random, .wall_ns = on_wall, .send = on_send, .event = on_event};
     struct mn_stack_ops ops = {.ctx = m,
                                .random = on_random,
                                .out_begin = on_begin,

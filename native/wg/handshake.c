@@ -14,7 +14,7 @@
 #define INITIATION_GAP_NS (20 * MN_MS_NS)
 #define RESEND_GAP_NS (100 * MN_MS_NS)
 #define RENEW_GAP_NS (500 * MN_MS_NS)
-#define YOUNG_NS MN_REKEY_TIMEOUT_NS
+#define YOUNG_NS MN_SECOND_NS
 /* A response to an initiation that is not being repeated any more: its session would be news to the peer. */
 #define RESPONSE_WAIT_NS (2 * MN_REKEY_TIMEOUT_NS)
 

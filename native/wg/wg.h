@@ -168,7 +168,7 @@ void mn_wg_send_keepalive(struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 bool mn_wg_has_session(const struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 
 /* Ask for a handshake now, as a new path deserves. An initiation that waits for its response is sent again: as it is
- * after 100 ms, made anew after 500 ms; otherwise a new one leaves unless the session is younger than 5 s.
+ * after 100 ms, made anew after 500 ms; otherwise a new one leaves unless the session is younger than 1 s.
  * MN_WG_E_LATER: none left. */
 int mn_wg_kick(struct mn_wg *wg, uint32_t peer, uint64_t now_ns);
 
