@@ -192,9 +192,20 @@ static void start(struct crowd *w, const struct mn_stack_config *cfg)
         d->ends = calloc(MOST, sizeof *d->ends);
         d->by_slot = calloc(MN_MAX_CONNS, sizeof *d->by_slot);
         CHECK(d->ends != NULL && d->by_slot != NULL);
-        struct mn_stack_ops ops = {d,           fill,         out_begin, out_commit, route,  NULL,
-                                   on_accepted, on_connected, on_ended,  on_deliver, on_fin, on_writable,
-                                   on_ended,    on_udp,       NULL,      on_pong,    NULL};
+        struct mn_stack_ops ops = {.ctx = d,
+                                   .random = fill,
+                                   .out_begin = out_begin,
+                                   .out_commit = out_commit,
+                                   .route = route,
+                                   .tcp_accepted = on_accepted,
+                                   .tcp_connected = on_connected,
+                                   .tcp_failed = on_ended,
+                                   .tcp_deliver = on_deliver,
+                                   .tcp_peer_fin = on_fin,
+                                   .tcp_writable = on_writable,
+                                   .tcp_closed = on_ended,
+                                   .udp_deliver = on_udp,
+                                   .ping_reply = on_pong};
         d->s = mn_stack_create(&ops, cfg, w->now);
         CHECK(d->s != NULL);
         CHECK_INT(mn_stack_set_addresses(d->s, &d->ip, 1), 0);
