@@ -58,6 +58,9 @@ PINGED_S: Final = 10.0
 HUSH_S: Final = 5.0
 """What a peer is given to find out by itself that a path does not carry, before we stop answering there."""
 WANTED_S: Final = 10.0
+CALM_AFTER_S: Final = 3.0
+CALM_HEARTBEAT_S: Final = 21.0
+"""Between pings while it is calm: a NAT remembers for thirty seconds at least."""
 SESSION_S: Final = 180.0
 """Silence after which no WireGuard session can be alive."""
 PROBED_AT_ONCE: Final = 16
@@ -175,6 +178,10 @@ class PathBody:
     def is_wanted(self, now: Seconds) -> bool:
         """Whether there was data for the peer, or of it, in the last seconds."""
         return now - max(self.sent_at, self.heard_direct_at, self.heard_relay_at) < WANTED_S
+
+    def is_calm(self, now: Seconds) -> bool:
+        """Whether nothing was said for some seconds, so that pings have only the NATs' memory to refresh."""
+        return now - max(self.sent_at, self.heard_direct_at, self.heard_relay_at) >= CALM_AFTER_S
 
     def ping(self, candidate: Candidate, purpose: Purpose, wire: int = 0) -> bool:
         """Send one, if the limits allow; what they suppress is tried again at the next timer."""

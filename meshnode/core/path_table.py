@@ -117,9 +117,10 @@ def _ping_keen(p: PathBody, source: Endpoint) -> None:
 
 
 def _ping_direct(p: PathBody, source: Endpoint) -> None:
-    if source not in p.candidates or p.miss > 0:
+    known = p.candidates.get(source)
+    if known is None or p.miss > 0:
         p.triggered(source)
-    else:
+    elif p.now - known.pong_at >= CALM_TRIGGER_S:
         p.triggered(source, CALM_TRIGGER_S)
 
 

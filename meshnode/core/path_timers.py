@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from typing import Final
 
-from meshnode.core.path_body import DOUBT_GAPS_S, ROUND_GAPS_S, SESSION_S, TICK_S, PathBody, Probe
+from meshnode.core.path_body import (
+    CALM_HEARTBEAT_S,
+    DOUBT_GAPS_S,
+    ROUND_GAPS_S,
+    SESSION_S,
+    TICK_S,
+    PathBody,
+    Probe,
+)
 from meshnode.core.path_carry import look_for_stall
 from meshnode.core.path_size import SIZING, doubt_size, on_size_miss, retest, watch_wire
 from meshnode.core.path_values import Event, Hedge, Kick, Purpose, SeekRelay, State
@@ -47,7 +55,8 @@ def count_miss(p: PathBody, why: str) -> None:
     assert p.act is not None
     p.miss += 1
     p.hedges.add(Hedge.MISS)
-    if p.miss >= p.tuning.degraded_after_failures or p.now - p.evidence_at >= EVIDENCE_S:
+    is_stale = p.now - p.evidence_at >= EVIDENCE_S and not p.is_calm(p.now)
+    if p.miss >= p.tuning.degraded_after_failures or is_stale:
         p.degrade(why)
         return
     if p.miss == 2:
@@ -80,7 +89,8 @@ def on_heartbeat(p: PathBody) -> None:
         return
     act = p.act
     assert act is not None
-    if p.now - act.ping_at >= p.tuning.heartbeat_s / 2:
+    gap_s = CALM_HEARTBEAT_S if p.is_calm(p.now) else p.tuning.heartbeat_s / 2
+    if p.now - act.ping_at >= gap_s:
         p.ping(act, Purpose.HEARTBEAT, watch_wire(p))
     retest(p)
     if act.finished and act.loss < CALM_LOSS:
@@ -93,11 +103,13 @@ def on_reprobe_direct(p: PathBody) -> None:
     if not p.is_live:
         return
     assert p.act is not None
+    p.timers[Event.REPROBE] = p.now + p.jitter(p.tuning.reprobe_s, 0.2)
+    if p.is_calm(p.now):
+        return
     is_far = p.act.tier == 1 or (p.act.srtt or 0.0) > FAR_S
     if call := is_far and p.now - p.last_full_call_at >= FAR_CALL_S:
         p.last_full_call_at = p.now
     p.probe_all(call=call, limit=REPROBED_AT_ONCE)
-    p.timers[Event.REPROBE] = p.now + p.jitter(p.tuning.reprobe_s, 0.2)
 
 
 def on_reprobe_relay_only(p: PathBody) -> None:

@@ -19,7 +19,8 @@
  * little. */
 #define BORNE_SHARE 50
 #define BORNE_MORE 2
-#define SPAN_SEGMENTS 500
+#define SPAN_SEGMENTS 2000
+#define COUNT_SHIFT 8
 /* A round trip longer by less than this has met no queue to speak of. */
 #define QUEUE_SHIFT 5
 #define QUEUE_LEAST_NS 500000ULL
@@ -92,24 +93,32 @@ bool mn_cc_is_full(const struct mn_cc *cc, const struct mn_cc_ack *ack)
     return cc->cwnd >= SHORT_WINDOW && mn_cc_is_short(cc) && ack->srtt_ns > cc->path.min_ns + SHORT_QUEUE_NS;
 }
 
+static uint16_t add(uint16_t count, uint32_t bytes)
+{
+    uint32_t sum = count + ((bytes + (1U << COUNT_SHIFT) / 2) >> COUNT_SHIFT);
+    return sum < UINT16_MAX ? (uint16_t)sum : UINT16_MAX;
+}
+
 void mn_cc_count(struct mn_cc *cc, uint32_t delivered, uint32_t lost)
 {
-    struct mn_cc_tally *t = &cc->tally;
-    t->delivered += delivered;
-    t->lost += lost;
-    if (t->delivered >= (uint64_t)SPAN_SEGMENTS * cc->mss)
-        *t = (struct mn_cc_tally){.last_delivered = t->delivered, .last_lost = t->lost};
+    struct mn_cc_path *p = &cc->path;
+    p->delivered = add(p->delivered, delivered);
+    p->lost = add(p->lost, lost);
+    if ((uint64_t)p->delivered << COUNT_SHIFT >= (uint64_t)SPAN_SEGMENTS * cc->mss) {
+        p->delivered /= 2;
+        p->lost /= 2;
+    }
 }
 
 bool mn_cc_is_sparse(const struct mn_cc *cc)
 {
-    const struct mn_cc_tally *t = &cc->tally;
     const struct mn_cc_path *p = &cc->path;
-    uint64_t delivered = t->delivered + t->last_delivered, lost = t->lost + t->last_lost;
     uint64_t least = 1000ULL * (p->round_min_us != 0 ? p->round_min_us : p->last_min_us);
-    if (delivered == 0 || p->min_ns < SHORT_RTT_NS || least > p->min_ns + (p->min_ns >> QUEUE_SHIFT) + QUEUE_LEAST_NS)
+    if (p->delivered == 0 || p->min_ns < SHORT_RTT_NS ||
+        least > p->min_ns + (p->min_ns >> QUEUE_SHIFT) + QUEUE_LEAST_NS)
         return false;
-    return lost * BORNE_SHARE <= delivered + (uint64_t)BORNE_MORE * BORNE_SHARE * cc->mss;
+    uint64_t grace = ((uint64_t)BORNE_MORE * BORNE_SHARE * cc->mss) >> COUNT_SHIFT;
+    return (uint64_t)p->lost * BORNE_SHARE <= p->delivered + grace;
 }
 
 /* Twice the window per round trip while it may double in one, 1.2 times after: enough to find room that appears, little

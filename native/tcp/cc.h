@@ -77,11 +77,7 @@ struct mn_cc_path {
     uint32_t round_min_us, last_min_us; /* shortest sample of this one and of the last; 0: none */
     uint32_t most, last_most;           /* largest flight */
     uint32_t round_end;
-};
-
-/* How much of what was sent is lost: bytes of this span and of the last. */
-struct mn_cc_tally {
-    uint64_t delivered, lost, last_delivered, last_lost;
+    uint16_t delivered, lost; /* lately, in units of 256 bytes: halved when there is enough of it */
 };
 
 struct mn_cc {
@@ -89,7 +85,6 @@ struct mn_cc {
     uint32_t mss, cwnd, ssthresh;          /* bytes */
     uint32_t before_cwnd, before_ssthresh; /* the last reduction's, for undo; 0: nothing to undo */
     struct mn_cc_path path;
-    struct mn_cc_tally tally;
     union { /* the algorithm's */
         struct mn_reno reno;
         struct mn_cubic cubic;

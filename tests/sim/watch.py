@@ -31,6 +31,8 @@ class Watch:
     def __init__(self, world: World) -> None:
         self.world = world
         self.events = 0
+        self.calm_at: dict[PeerPath, float] = {}
+        """When nothing had been said for some seconds, and evidence was let grow old."""
 
     def look(self) -> None:
         """After each event."""
@@ -46,7 +48,9 @@ class Watch:
         if node.asleep_since is not None:
             return
         for known, path in node.paths():
-            problem = broken(path, node.now, node.routes.get(known))
+            if path.is_calm(node.now) or path not in self.calm_at:
+                self.calm_at[path] = node.now
+            problem = broken(path, node.now, node.routes.get(known), self.calm_at[path])
             if problem:
                 self.fail(node, problem)
 
@@ -67,8 +71,8 @@ class Watch:
         raise AssertionError(f"{at}: {problem}\n{world.story()}")
 
 
-def broken(path: PeerPath, now: float, route: Route | None) -> str:
-    """Which invariant does not hold; '' if all do."""
+def broken(path: PeerPath, now: float, route: Route | None, calm_at: float) -> str:
+    """Which invariant does not hold; '' if all do. calm_at: when evidence was last let grow old."""
     act, state = path.act, path.state
     mode = route.mode if route is not None else Mode.NONE
     if state is State.DEGRADED and path.is_relay_up and not mode.is_relay:
@@ -81,7 +85,7 @@ def broken(path: PeerPath, now: float, route: Route | None) -> str:
         if act.is_bad(now):
             return "I6: direct by a path in quarantine"
         limit = EVIDENCE_S + RTO_MAX_S + RTO_MIN_S + path.tuning.heartbeat_s * 1.1
-        proved_at = max(path.evidence_at, path.installed_at - EVIDENCE_S)
+        proved_at = max(path.evidence_at, path.installed_at - EVIDENCE_S, calm_at)
         if path.is_live and now - proved_at > limit:
             return f"I6: direct, but no evidence for {now - path.evidence_at:.1f} s"
     if state is State.UNKNOWN:

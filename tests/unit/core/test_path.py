@@ -348,7 +348,7 @@ def play(seed: int, steps: int) -> str:
                 route = Route(effect.direct, effect.region, effect.mode, effect.limit)
         calls = [e for e in effects if isinstance(e, Call)]
         assert len(calls) <= 2 and len(pings(effects)) <= 34
-        problem = broken(path, now, route)
+        problem = broken(path, now, route, now)
         assert not problem or problem.startswith("I6: direct, but no evidence"), f"seed {seed}: {problem}"
         story.append(f"{now:.6f} {path.state} {path.last_path} {len(path.probes)}")
     assert {state for _, state in seen} == set(State), "the play has visited every state"
