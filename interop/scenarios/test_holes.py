@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -131,7 +132,12 @@ def test_long_packets_begin_to_vanish(street: Street, limit: int) -> None:
         finish(running, f"hole of {limit}", since, {"stock to inner": weaned, "": 5.0})
         if limit == 1280:
             for name in PEERS:
-                until(lambda name=name: street.path(name)["Limit"] == 1280, 20.0, f"the limit towards {name} is known")
+                until(partial(is_limited, street, name, limit), 20.0, f"the limit towards {name} is known")
+
+
+def is_limited(street: Street, name: str, limit: int) -> bool:
+    """Whether status shows that the path carries no more."""
+    return bool(street.path(name)["Limit"] == limit)
 
 
 SCRUBBED = ("inner to ours", "ours to inner", *(("inner to stock",) if FULL else ()))

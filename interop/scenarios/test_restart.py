@@ -58,7 +58,7 @@ def test_keys_are_told_inside_the_tunnel_both_ways(pair: Pair) -> None:
     assert pair.stock.process is not None
     log = pair.stock.process
     until(lambda: "got TSMP disco key advertisement" in log.err(), 20.0, "stock hears our key in the tunnel")
-    before = pair.mesh.status()["Counters"].get("disco_keys_confirmed", 0)
+    before = int(pair.mesh.status()["Counters"].get("disco_keys_confirmed", 0))
     pair.stock.cli("ping", "--tsmp", "-c", "1", "mesh")
 
     def is_heard() -> bool:
