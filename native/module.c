@@ -174,7 +174,8 @@ static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwa
         return -1;
     }
     if (mn_cc_find(c->cc) == NULL) {
-        PyErr_Format(PyExc_ValueError, "congestion control %s is unknown; there are forbearing, cubic and newreno", c->cc);
+        PyErr_Format(PyExc_ValueError, "congestion control %s is unknown; there are forbearing, cubic and newreno",
+                     c->cc);
         return -1;
     }
     if (gso < 0 || gso >= MN_GSO_MODES) {

@@ -61,7 +61,7 @@ static void make_room(struct mn_waiting *w, uint32_t peer, size_t len)
         bytes -= (*at)->len;
         lose(w, at);
     }
-    if (w->count >= MN_WAITING_MAX)
+    if (w->count >= MN_WAITING_MAX && w->first != NULL)
         lose(w, &w->first);
 }
 

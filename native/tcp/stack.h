@@ -110,7 +110,7 @@ void mn_stack_share_addresses(struct mn_stack *s, bool with_kernel);
 void mn_stack_kernel_sent(struct mn_stack *s, const struct mn_packet *p, uint64_t now_ns);
 void mn_stack_peer_gone(struct mn_stack *s, uint32_t peer, uint64_t now_ns);   /* its connections: ECONNABORTED */
 void mn_stack_path_failed(struct mn_stack *s, uint32_t peer, uint64_t now_ns); /* its connecting ones: EHOSTUNREACH */
-void mn_stack_nudge(struct mn_stack *s, uint32_t peer, uint64_t now_ns); /* there is another way: ACK, repeat */
+void mn_stack_nudge(struct mn_stack *s, uint32_t peer, uint64_t now_ns);       /* there is another way: ACK, repeat */
 /* The way to this peer carries packets of at most mtu: its connections send smaller segments from now on, and the peer
  * is told by ICMP to do so as well. */
 void mn_stack_path_shrunk(struct mn_stack *s, uint32_t peer, size_t mtu, uint64_t now_ns);
