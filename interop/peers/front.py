@@ -14,7 +14,7 @@ from interop.process import Process
 
 PORT = 443
 READY_S = 15.0
-CONFIG = """
+HEAD = """
 daemon off;
 master_process off;
 pid {folder}/nginx.pid;
@@ -27,7 +27,11 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    map $http_upgrade $passed {{ default ""; "~*^websocket$" websocket; }}
+"""
+"""How every nginx of a lab begins: in the foreground, with everything it writes in one folder."""
+CONFIG = (
+    HEAD
+    + """    map $http_upgrade $passed {{ default ""; "~*^websocket$" websocket; }}
     map $passed $kept {{ default upgrade; "" close; }}
     server {{
         listen {address}:{port}{tls};
@@ -43,6 +47,7 @@ http {{
     }}
 }}
 """
+)
 
 
 def nginx_words(

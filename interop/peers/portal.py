@@ -5,28 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interop.lab import Host
+from interop.peers.front import HEAD
 from interop.process import Process
 
 READY_S = 15.0
-CONFIG = """
-daemon off;
-master_process off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log;
-events {{}}
-http {{
-    access_log {folder}/access;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
+CONFIG = (
+    HEAD
+    + """    server {{
         listen {address}:80;
         return 302 http://login.portal.example/;
     }}
 }}
 """
+)
 
 
 @dataclass

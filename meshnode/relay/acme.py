@@ -17,7 +17,7 @@ import re
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from meshnode.base.errors import ConfigError, RelayError, StateError
-from meshnode.relay.identity import general_name, names_of, write_secret
+from meshnode.relay.identity import general_name, make_self_signed, names_of, private_pem, write_secret
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 
@@ -39,6 +39,7 @@ CERTIFICATE_FILE: Final = "acme.pem"
 ORDER_S: Final = 120.0
 REQUEST_S: Final = 20
 RETRY_S: Final = 600.0
+PROOF_DAYS: Final = 7
 RETRY_MAX_S: Final = 12 * 3600.0
 SHORT_LIVED: Final = "shortlived"
 """Let's Encrypt's profile, the only one with addresses."""
@@ -184,9 +185,7 @@ class Acme:
         # naive local time is what the library compares with
         order = client.poll_and_finalize(order, datetime.now() + timedelta(seconds=ORDER_S))
         chain: str = order.fullchain_pem
-        pem = chain.encode() + key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        pem = chain.encode() + private_pem(key)
         self._wish.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_secret(self._wish.folder / CERTIFICATE_FILE, pem)
         return pem
@@ -297,25 +296,8 @@ class Acme:
 
 def proof_certificate(name: str, key_authorization: str) -> bytes:
     """A self-signed certificate that proves control by TLS, with its key, as PEM (RFC 8737 3, RFC 8738 6)."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "ACME challenge")])
     digest = hashlib.sha256(key_authorization.encode()).digest()
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=7))
-        .add_extension(x509.SubjectAlternativeName([general_name(name)]), False)
-        .add_extension(x509.UnrecognizedExtension(_PROOF, b"\x04\x20" + digest), True)
-        .sign(key, hashes.SHA256())
-    )
-    return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    return make_self_signed([name], days=PROOF_DAYS, proof=x509.UnrecognizedExtension(_PROOF, b"\x04\x20" + digest))
 
 
 def _is_address(name: str) -> bool:

@@ -89,24 +89,35 @@ def self_signed(folder: Path, names: Sequence[str]) -> bytes:
         raise StateError(f"cannot keep a certificate in {folder}: {error.strerror}; choose another --dir") from None
 
 
-def make_self_signed(names: Sequence[str]) -> bytes:
-    """A fresh certificate for these host names and addresses, and its key, as PEM; kept nowhere."""
+def make_self_signed(
+    names: Sequence[str], *, days: int = SELF_SIGNED_DAYS, proof: x509.ExtensionType | None = None
+) -> bytes:
+    """A fresh certificate for these host names and addresses, and its key, as PEM; kept nowhere.
+
+    proof: a critical extension besides, of an answer to an ACME server.
+    """
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, names[0][:64])])
     now = datetime.now(UTC)
-    certificate = (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=SELF_SIGNED_DAYS))
+        .not_valid_after(now + timedelta(days=days))
         .add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
-        .sign(key, hashes.SHA256())
     )
-    return certificate.public_bytes(serialization.Encoding.PEM) + key.private_bytes(
+    if proof is not None:
+        builder = builder.add_extension(proof, True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM) + private_pem(key)
+
+
+def private_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A key as it stands behind its certificate in a file: PEM, not encrypted."""
+    return key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 

@@ -371,13 +371,17 @@ static void keep_flight(struct load *l, struct client *c)
         give(l, c, (uint32_t)l->flight - c->under_way);
 }
 
+/* At most so many frames of a pair before its answers are read again: a driver that falls behind would otherwise only
+ * send. */
+enum { BURST = 64 };
+
 static void keep_rate(struct load *l, struct client *c)
 {
     double due = (double)(l->now - l->begin_ns) * (double)l->rate / 1e9 / (double)l->pairs;
     uint64_t owed = (uint64_t)due > c->offered ? (uint64_t)due - c->offered : 0;
     c->offered += owed;
-    if (c->out_len == 0) /* the network is full: what is offered now is lost at its source */
-        give(l, c, owed);
+    if (c->out_len == 0) /* else the network is full: what is offered now is lost at its source */
+        give(l, c, owed < BURST ? owed : BURST);
 }
 
 struct marks {
