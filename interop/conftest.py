@@ -1,24 +1,28 @@
 """Fixtures of the scenarios: built peers, and beds that a module or the whole run shares.
 
 Without root, the tools or the binaries the scenarios skip with the reason, except under CI=true,
-where nothing may be skipped.
+where nothing may be skipped. As in tests/conftest.py the repository root goes to the end of the path: the
+scenarios use tests/lab, and `meshnode` stays the installed package.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from interop import build
-from interop.bed import Bed, make_bed
-from interop.lab import Lab, missing_tools
-from interop.peers.meshnode import Meshnode
-from interop.peers.tailscaled import Tailscaled
-
 HERE = Path(__file__).resolve().parent
+if str(HERE.parent) not in sys.path:
+    sys.path.append(str(HERE.parent))
+
+from interop import build  # noqa: E402
+from interop.bed import Bed, make_bed  # noqa: E402
+from interop.lab import Lab, missing_tools  # noqa: E402
+from interop.peers.meshnode import Meshnode  # noqa: E402
+from interop.peers.tailscaled import Tailscaled  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
