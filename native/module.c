@@ -1,7 +1,7 @@
-/* The engine's type for CPython: arguments, the GIL, exceptions; no protocol.
+/* The engine's type for CPython: methods, the GIL, exceptions; no protocol.
  *
  * One type, Engine, over struct mn_engine. Methods check their arguments, push a command and return; only close,
- * and the few that wait for an answer, let the GIL go. Events become tuples here, on the caller's thread:
+ * and the few that wait for an answer, let the GIL go. Events become tuples on the caller's thread:
  * the engine's thread never touches an object.
  * Limited API of 3.11, multi-phase init, no static Python objects. */
 #define PY_SSIZE_T_CLEAN
@@ -17,18 +17,12 @@
 
 #include "engine/engine.h"
 #include "engine/tundev.h"
+#include "module_events.h"
+#include "module_links.h"
 #include "module_relay.h"
-#include "tcp/cc.h"
-#include "tcp/stack.h"
-#include "udp/geneve.h"
+#include "module_take.h"
 
-enum {
-    TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX,
-    KEY_LEN = 32,
-    PACKET_MAX = 65507,
-    LIMIT_MAX = 65536,
-    TCP_MEMORY_MIN = 1 << 20
-};
+enum { TAKE_BYTES = 2 * MN_EVENT_RECORD_MAX, KEY_LEN = 32, LIMIT_MAX = 65536 };
 
 struct engine_object {
     PyObject_HEAD struct mn_engine *engine; /* NULL: __init__ failed, or abandoned */
@@ -36,9 +30,7 @@ struct engine_object {
     int is_closed;
 };
 
-/* ---- arguments ---- */
-
-static struct mn_engine *engine_of(PyObject *self, int may_be_closed)
+struct mn_engine *mn_module_engine(PyObject *self, int may_be_closed)
 {
     struct engine_object *o = (struct engine_object *)self;
     if (o->engine != NULL && mn_engine_state(o->engine) == MN_ENGINE_FORKED) {
@@ -52,71 +44,13 @@ static struct mn_engine *engine_of(PyObject *self, int may_be_closed)
     return o->engine;
 }
 
-static int take_key(uint8_t out[KEY_LEN], const char *p, Py_ssize_t len)
-{
-    if (len != KEY_LEN) {
-        PyErr_Format(PyExc_ValueError, "a key has 32 bytes, not %zd", len);
-        return -1;
-    }
-    memcpy(out, p, KEY_LEN);
-    return 0;
-}
-
-/* Empty means "any" where may_be_empty. */
-static int take_ip(struct mn_ip *out, const char *p, Py_ssize_t len, int may_be_empty)
-{
-    if (len == 4) {
-        *out = mn_ip_from4((const uint8_t *)p);
-    } else if (len == 16) {
-        *out = mn_ip_from6((const uint8_t *)p);
-    } else if (len == 0 && may_be_empty) {
-        memset(out, 0, sizeof *out);
-    } else {
-        PyErr_Format(PyExc_ValueError, "a packed address has 4 or 16 bytes, not %zd", len);
-        return -1;
-    }
-    return 0;
-}
-
-static int take_port(uint16_t *out, int port)
-{
-    if (port < 0 || port > 65535) {
-        PyErr_Format(PyExc_ValueError, "port %d is outside 0..65535", port);
-        return -1;
-    }
-    *out = (uint16_t)port;
-    return 0;
-}
-
-static int take_blob(struct mn_command *cmd, const char *p, Py_ssize_t len)
-{
-    cmd->len = (size_t)len;
-    cmd->blob = malloc(len > 0 ? (size_t)len : 1);
-    if (cmd->blob == NULL) {
-        PyErr_NoMemory();
-        return -1;
-    }
-    memcpy(cmd->blob, p, (size_t)len);
-    return 0;
-}
-
-static int take_packet(struct mn_command *cmd, const char *p, Py_ssize_t len)
-{
-    if (len > PACKET_MAX) {
-        PyErr_Format(PyExc_ValueError, "a datagram has at most %d bytes, not %zd", PACKET_MAX, len);
-        return -1;
-    }
-    return take_blob(cmd, p, len);
-}
-
 static PyObject *push_failed(void)
 {
     PyErr_Format(PyExc_RuntimeError, "engine: %d commands wait already; its thread does not keep up", MN_COMMANDS_MAX);
     return NULL;
 }
 
-/* A packet the engine has no room for is dropped, and counted there. */
-static PyObject *push(struct mn_engine *e, const struct mn_command *cmd)
+PyObject *mn_module_push(struct mn_engine *e, const struct mn_command *cmd)
 {
     if (mn_engine_push(e, cmd) >= 0)
         Py_RETURN_NONE;
@@ -135,70 +69,6 @@ static int ask(struct mn_engine *e, struct mn_command *cmd, struct mn_answer *ou
 
 /* ---- life ---- */
 
-static int take_ecn(uint8_t *mode, const char *name)
-{
-    static const char *const names[] = {[MN_ECN_ACCEPT] = "accept", [MN_ECN_OFF] = "off", [MN_ECN_ASK] = "ask"};
-    for (uint8_t i = 0; name != NULL && i < sizeof names / sizeof names[0]; i++) {
-        if (strcmp(name, names[i]) == 0) {
-            *mode = i;
-            return 0;
-        }
-    }
-    PyErr_Format(PyExc_ValueError, "tcp_ecn %s is none of accept, off, ask", name != NULL ? name : "None");
-    return -1;
-}
-
-static int read_config(struct mn_engine_config *c, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"private_key", "port", "mtu", "bind4",      "bind6",   "timestamp_floor",
-                            "congestion",  "gso",  "gro", "tcp_memory", "tcp_ecn", NULL};
-    const char *key = "", *bind4 = NULL, *bind6 = NULL, *floor = "", *ecn = "accept";
-    Py_ssize_t key_len = 0, bind4_len = 0, bind6_len = 0, floor_len = 0;
-    int port = 0, mtu = 1280, gso = MN_GSO_AUTO, gro = 1;
-    long long memory = 0;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|$y#iiz#z#y#zipLz:Engine", names, &key, &key_len, &port, &mtu,
-                                     &bind4, &bind4_len, &bind6, &bind6_len, &floor, &floor_len, &c->cc, &gso, &gro,
-                                     &memory, &ecn))
-        return -1;
-    if (take_key(c->private_key, key, key_len) != 0 || take_port(&c->sockets.port, port) != 0)
-        return -1;
-    if (take_ip(&c->sockets.bind4, bind4 != NULL ? bind4 : "", bind4_len, 1) != 0 ||
-        take_ip(&c->sockets.bind6, bind6 != NULL ? bind6 : "", bind6_len, 1) != 0)
-        return -1;
-    if (bind4_len == 16 || bind6_len == 4 || (floor_len != 0 && floor_len != sizeof c->timestamp_floor)) {
-        PyErr_SetString(PyExc_ValueError, "bind4 has 4 bytes, bind6 16, timestamp_floor 12 or none");
-        return -1;
-    }
-    if (mtu < MN_MTU_MIN || mtu > MN_MTU_MAX) {
-        PyErr_Format(PyExc_ValueError, "mtu %d is outside %d..%d", mtu, MN_MTU_MIN, MN_MTU_MAX);
-        return -1;
-    }
-    if (mn_cc_find(c->cc) == NULL) {
-        PyErr_Format(PyExc_ValueError, "congestion control %s is unknown; there are forbearing, cubic and newreno",
-                     c->cc);
-        return -1;
-    }
-    if (gso < 0 || gso >= MN_GSO_MODES) {
-        PyErr_Format(PyExc_ValueError, "gso %d is none of GSO_AUTO, GSO_OFF, GSO_NEVER_EQUAL", gso);
-        return -1;
-    }
-    if (memory != 0 && memory < TCP_MEMORY_MIN) {
-        PyErr_Format(PyExc_ValueError, "tcp_memory %lld is below %d bytes; 0 lets the engine choose", memory,
-                     (int)TCP_MEMORY_MIN);
-        return -1;
-    }
-    if (take_ecn(&c->tcp_ecn, ecn) != 0)
-        return -1;
-    c->tcp_memory = (uint64_t)memory;
-    c->sockets.gso = (enum mn_gso)gso;
-    c->sockets.is_gro_off = gro == 0;
-    c->sockets.use4 = c->sockets.use6 = true;
-    c->mtu = (size_t)mtu;
-    c->has_floor = floor_len != 0;
-    memcpy(c->timestamp_floor, floor, (size_t)floor_len);
-    return 0;
-}
-
 static int engine_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     struct engine_object *o = (struct engine_object *)self;
@@ -209,7 +79,7 @@ static int engine_init(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetString(PyExc_RuntimeError, "engine is started already");
         return -1;
     }
-    if (read_config(&config, args, kwargs) != 0) {
+    if (mn_take_config(&config, args, kwargs) != 0) {
         OPENSSL_cleanse(&config, sizeof config);
         return -1;
     }
@@ -278,110 +148,10 @@ static PyObject *engine_release(PyObject *self, PyObject *unused)
     Py_RETURN_NONE;
 }
 
-/* ---- events ---- */
-
-struct packed {
-    const char *p;
-    Py_ssize_t len;
-};
-
-static struct packed pack(const struct mn_ip *ip)
-{
-    if (mn_ip_is4(ip))
-        return (struct packed){(const char *)ip->b + 12, 4};
-    return (struct packed){(const char *)ip->b, 16};
-}
-
-static PyObject *flow_tuple(const struct mn_event *ev)
-{
-    struct packed local = pack(&ev->local.ip), remote = pack(&ev->remote.ip);
-    return Py_BuildValue("(iKKiy#iy#iy#)", (int)ev->kind, (unsigned long long)ev->req, (unsigned long long)ev->value,
-                         (int)ev->fd, local.p, local.len, (int)ev->local.port, remote.p, remote.len,
-                         (int)ev->remote.port, (const char *)ev->key, (Py_ssize_t)KEY_LEN);
-}
-
-static PyObject *event_tuple(const struct mn_event *ev, const char *data)
-{
-    int kind = ev->kind;
-    struct packed from = pack(&ev->remote.ip), to = pack(&ev->local.ip);
-    const char *key = (const char *)ev->key;
-    Py_ssize_t key_len = KEY_LEN, len = (Py_ssize_t)ev->len;
-    unsigned long long req = ev->req, value = ev->value;
-    switch ((enum mn_event_kind)ev->kind) {
-    case MN_EV_ACCEPTED:
-    case MN_EV_CONNECTED:
-        return flow_tuple(ev);
-    case MN_EV_CONNECT_FAILED:
-        return Py_BuildValue("(iKi)", kind, req, (int)ev->err);
-    case MN_EV_LISTENING:
-        return Py_BuildValue("(iKii)", kind, req, (int)ev->err, (int)ev->local.port);
-    case MN_EV_FLOW_ENDED:
-        return Py_BuildValue("(iKi)", kind, value, (int)ev->err);
-    case MN_EV_RELAY_SEND:
-        return Py_BuildValue("(iy#iy#)", kind, key, key_len, (int)ev->region, data, len);
-    case MN_EV_DISCO_KEY:
-        return Py_BuildValue("(iy#y#)", kind, key, key_len, data, len);
-    case MN_EV_DISCO:
-    case MN_EV_STUN:
-        return Py_BuildValue("(iy#iy#i)", kind, from.p, from.len, (int)ev->remote.port, data, len,
-                             (int)ev->remote.sock);
-    case MN_EV_PEER_SEND:
-    case MN_EV_HANDSHAKE:
-    case MN_EV_KEYS:
-        return Py_BuildValue("(iy#i)", kind, key, key_len, (int)ev->what);
-    case MN_EV_PEER_RECV:
-        return Py_BuildValue("(iy#y#iiiii)", kind, key, key_len, from.p, from.len, (int)ev->remote.port,
-                             (int)ev->remote.vni, (int)ev->remote.sock, (int)ev->region, (int)ev->what);
-    case MN_EV_SEND_ERROR:
-        return Py_BuildValue("(iy#iiii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->remote.vni,
-                             (int)ev->remote.sock, (int)ev->err);
-    case MN_EV_LINK_READY:
-    case MN_EV_LINK_DATA:
-        return Py_BuildValue("(iKy#)", kind, req, data, len);
-    case MN_EV_LINK_FRAME:
-    case MN_EV_LINK_ENDED:
-        return Py_BuildValue("(iKiy#)", kind, req, (int)ev->what, data, len);
-    case MN_EV_LINK_PULSE:
-        return Py_BuildValue("(iKiy#)", kind, req, (int)ev->what, data, len);
-    case MN_EV_REBOUND:
-        return Py_BuildValue("(ii)", kind, (int)ev->err);
-    case MN_EV_PING:
-        return Py_BuildValue("(iKKi)", kind, req, value, (int)ev->err);
-    case MN_EV_UDP:
-        return Py_BuildValue("(iKy#iy#y#y#)", kind, req, from.p, from.len, (int)ev->remote.port, to.p, to.len, key,
-                             key_len, data, len);
-    case MN_EV_UDP_ERROR:
-        return Py_BuildValue("(iKy#ii)", kind, req, from.p, from.len, (int)ev->remote.port, (int)ev->err);
-    case MN_EV_LOST:
-        return Py_BuildValue("(iK)", kind, value);
-    case MN_EV_TUN_LOST:
-        return Py_BuildValue("(ii)", kind, (int)ev->err);
-    }
-    PyErr_Format(PyExc_SystemError, "engine: event of unknown kind %d", kind);
-    return NULL;
-}
-
-/* Append the records in buf to list. */
-static int append_events(PyObject *list, const uint8_t *buf, size_t used)
-{
-    for (size_t at = 0; at < used;) {
-        struct mn_event ev;
-        memcpy(&ev, buf + at, sizeof ev);
-        PyObject *item = event_tuple(&ev, (const char *)buf + at + sizeof ev);
-        if (item == NULL || PyList_Append(list, item) != 0) {
-            Py_XDECREF(item);
-            return -1;
-        }
-        Py_DECREF(item);
-        at += mn_event_size(&ev);
-    }
-    return 0;
-}
-
 static PyObject *engine_poll_events(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"limit", NULL};
-    struct mn_engine *e = engine_of(self, 1);
+    struct mn_engine *e = mn_module_engine(self, 1);
     int limit = 256;
     if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "|i:poll_events", names, &limit))
         return NULL;
@@ -395,7 +165,7 @@ static PyObject *engine_poll_events(PyObject *self, PyObject *args, PyObject *kw
     while (list != NULL && left > 0 && got > 0) {
         size_t used = mn_events_take(mn_engine_events(e), buf, TAKE_BYTES, left, &got);
         left -= got;
-        if (append_events(list, buf, used) != 0)
+        if (mn_module_append_events(list, buf, used) != 0)
             Py_CLEAR(list);
     }
     return list;
@@ -405,12 +175,12 @@ static PyObject *engine_poll_events(PyObject *self, PyObject *args, PyObject *kw
 
 static PyObject *engine_set_private_key(PyObject *self, PyObject *args)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_SET_PRIVATE_KEY};
     struct mn_answer answer;
     const char *key;
     Py_ssize_t len;
-    if (e == NULL || !PyArg_ParseTuple(args, "y#:set_private_key", &key, &len) || take_key(cmd.key, key, len) != 0)
+    if (e == NULL || !PyArg_ParseTuple(args, "y#:set_private_key", &key, &len) || mn_take_key(cmd.key, key, len) != 0)
         return NULL;
     int asked = ask(e, &cmd, &answer);
     OPENSSL_cleanse(cmd.key, sizeof cmd.key);
@@ -425,7 +195,7 @@ static PyObject *engine_set_private_key(PyObject *self, PyObject *args)
 
 static PyObject *engine_set_addresses(PyObject *self, PyObject *args)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_SET_ADDRESSES};
     PyObject *list;
     if (e == NULL || !PyArg_ParseTuple(args, "O:set_addresses", &list))
@@ -441,38 +211,19 @@ static PyObject *engine_set_addresses(PyObject *self, PyObject *args)
         char *p;
         Py_ssize_t len;
         struct mn_ip ip;
-        if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &p, &len) != 0 || take_ip(&ip, p, len, 0) != 0) {
+        if (PyBytes_AsStringAndSize(PyList_GetItem(list, i), &p, &len) != 0 || mn_take_ip(&ip, p, len, 0) != 0) {
             free(cmd.blob);
             return NULL;
         }
         memcpy(cmd.blob + (size_t)i * sizeof ip, &ip, sizeof ip);
     }
-    return push(e, &cmd);
-}
-
-static int take_prefix(struct mn_prefix *out, PyObject *item)
-{
-    const char *p;
-    Py_ssize_t len;
-    int bits;
-    if (!PyTuple_Check(item)) {
-        PyErr_SetString(PyExc_TypeError, "a prefix is a tuple (packed address, bits)");
-        return -1;
-    }
-    if (!PyArg_ParseTuple(item, "y#i", &p, &len, &bits) || take_ip(&out->ip, p, len, 0) != 0)
-        return -1;
-    if (bits < 0 || bits > len * 8) {
-        PyErr_Format(PyExc_ValueError, "a prefix of %d bits does not fit its address", bits);
-        return -1;
-    }
-    out->bits = (uint8_t)(len == 4 ? bits + 96 : bits);
-    return 0;
+    return mn_module_push(e, &cmd);
 }
 
 static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"key", "prefixes", "psk", "keepalive_s", "roams", NULL};
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_UPSERT_PEER};
     const char *key, *psk = "";
     Py_ssize_t key_len, psk_len = 0;
@@ -481,7 +232,7 @@ static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kw
     if (e == NULL || !PyArg_ParseTupleAndKeywords(args, kwargs, "y#O|y#ip:upsert_peer", names, &key, &key_len, &list,
                                                   &psk, &psk_len, &keepalive_s, &roams))
         return NULL;
-    if (take_key(cmd.key, key, key_len) != 0)
+    if (mn_take_key(cmd.key, key, key_len) != 0)
         return NULL;
     if ((psk_len != 0 && psk_len != KEY_LEN) || keepalive_s < 0 || keepalive_s > 65535) {
         PyErr_SetString(PyExc_ValueError, "psk has 32 bytes or none, keepalive_s is 0..65535");
@@ -499,18 +250,18 @@ static PyObject *engine_upsert_peer(PyObject *self, PyObject *args, PyObject *kw
     memcpy(cmd.blob, psk, (size_t)psk_len);
     for (Py_ssize_t i = 0; i < n; i++) {
         struct mn_prefix prefix;
-        if (take_prefix(&prefix, PyList_GetItem(list, i)) != 0) {
+        if (mn_take_prefix(&prefix, PyList_GetItem(list, i)) != 0) {
             mn_command_done(&cmd);
             return NULL;
         }
         memcpy(cmd.blob + KEY_LEN + (size_t)i * sizeof prefix, &prefix, sizeof prefix);
     }
-    return push(e, &cmd);
+    return mn_module_push(e, &cmd);
 }
 
 static PyObject *engine_set_offloads(PyObject *self, PyObject *args)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_SET_OFFLOADS};
     int gso, gro;
     if (e == NULL || !PyArg_ParseTuple(args, "ip:set_offloads", &gso, &gro))
@@ -521,17 +272,17 @@ static PyObject *engine_set_offloads(PyObject *self, PyObject *args)
     }
     cmd.mode = (uint8_t)gso;
     cmd.number = gro == 0;
-    return push(e, &cmd);
+    return mn_module_push(e, &cmd);
 }
 
 static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_SET_FILTER};
     struct mn_answer answer;
     const char *p;
     Py_ssize_t len;
-    if (e == NULL || !PyArg_ParseTuple(args, "y#:set_filter", &p, &len) || take_blob(&cmd, p, len) != 0)
+    if (e == NULL || !PyArg_ParseTuple(args, "y#:set_filter", &p, &len) || mn_take_blob(&cmd, p, len) != 0)
         return NULL;
     if (ask(e, &cmd, &answer) != 0)
         return NULL;
@@ -545,76 +296,9 @@ static PyObject *engine_set_filter(PyObject *self, PyObject *args)
 
 /* ---- commands made of plain fields ---- */
 
-static long number_max(char letter)
-{
-    switch (letter) {
-    case 'm':
-        return MN_MODES - 1;
-    case 'v':
-        return MN_GENEVE_VNI_MAX;
-    case 's':
-        return MN_SOCK_EXTRA_MAX;
-    default:
-        return 65535;
-    }
-}
-
-/* Read one argument into the field that `letter` names:
- *   r request  k key  i address  I address or b"" for any  p port  v VNI  s extra socket  g region  m path mode
- *   n number  b packet  o further endpoints */
-static int take_field(struct mn_command *cmd, char letter, PyObject *arg)
-{
-    char *p = NULL;
-    Py_ssize_t len = 0;
-    if (strchr("kiIbo", letter) != NULL) {
-        if (PyBytes_AsStringAndSize(arg, &p, &len) != 0)
-            return -1;
-        switch (letter) {
-        case 'k':
-            return take_key(cmd->key, p, len);
-        case 'b':
-            return take_packet(cmd, p, len);
-        case 'o':
-            return len > 0 ? take_blob(cmd, p, len) : 0;
-        default:
-            return take_ip(&cmd->ep.ip, p, len, letter == 'I');
-        }
-    }
-    if (letter == 'r') {
-        cmd->req = PyLong_AsUnsignedLongLong(arg);
-        return PyErr_Occurred() != NULL ? -1 : 0;
-    }
-    long number = PyLong_AsLong(arg);
-    if (PyErr_Occurred() != NULL)
-        return -1;
-    if (number < 0 || number > number_max(letter)) {
-        PyErr_Format(PyExc_ValueError, "%ld is no %s", number,
-                     letter == 'p'   ? "port"
-                     : letter == 'v' ? "VNI"
-                     : letter == 's' ? "extra socket"
-                     : letter == 'g' ? "relay region"
-                     : letter == 'm' ? "path mode"
-                                     : "number of 0..65535");
-        return -1;
-    }
-    if (letter == 'p')
-        cmd->ep.port = (uint16_t)number;
-    else if (letter == 'v')
-        cmd->ep.vni = (uint32_t)number;
-    else if (letter == 's')
-        cmd->ep.sock = (uint16_t)number;
-    else if (letter == 'g')
-        cmd->region = (uint16_t)number;
-    else if (letter == 'm')
-        cmd->mode = (uint8_t)number;
-    else
-        cmd->number = (uint32_t)number;
-    return 0;
-}
-
 static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kind kind, const char *fields)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = (uint8_t)kind};
     Py_ssize_t n = (Py_ssize_t)strlen(fields);
     if (e == NULL)
@@ -624,7 +308,7 @@ static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kin
         return NULL;
     }
     for (Py_ssize_t i = 0; i < n; i++) {
-        if (take_field(&cmd, fields[i], PyTuple_GetItem(args, i)) != 0) {
+        if (mn_take_field(&cmd, fields[i], PyTuple_GetItem(args, i)) != 0) {
             mn_command_done(&cmd);
             return NULL;
         }
@@ -634,7 +318,7 @@ static PyObject *push_fields(PyObject *self, PyObject *args, enum mn_command_kin
         PyErr_SetString(PyExc_ValueError, "0 is no relay region");
         return NULL;
     }
-    return push(e, &cmd);
+    return mn_module_push(e, &cmd);
 }
 
 #define COMMAND(name, kind, fields)                                                                                    \
@@ -664,7 +348,7 @@ COMMAND(udp_close, MN_CMD_UDP_CLOSE, "r")
 /* The one that runs per datagram: says whether the engine took it. */
 static PyObject *engine_udp_send(PyObject *self, PyObject *args)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_UDP_SEND};
     const char *ip, *from, *data;
     Py_ssize_t ip_len, from_len, len;
@@ -672,8 +356,8 @@ static PyObject *engine_udp_send(PyObject *self, PyObject *args)
     if (e == NULL ||
         !PyArg_ParseTuple(args, "Ky#iy#y#:udp_send", &cmd.req, &ip, &ip_len, &port, &from, &from_len, &data, &len))
         return NULL;
-    if (take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || take_port(&cmd.ep.port, port) != 0 ||
-        take_ip(&cmd.from, from, from_len, 1) != 0 || take_packet(&cmd, data, len) != 0)
+    if (mn_take_ip(&cmd.ep.ip, ip, ip_len, 0) != 0 || mn_take_port(&cmd.ep.port, port) != 0 ||
+        mn_take_ip(&cmd.from, from, from_len, 1) != 0 || mn_take_packet(&cmd, data, len) != 0)
         return NULL;
     int pushed = mn_engine_push(e, &cmd);
     if (pushed < 0)
@@ -715,7 +399,7 @@ static int make_tun(struct mn_tundev *d, const char *name, int fd, enum mn_tunde
 static PyObject *engine_open_tun(PyObject *self, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"name", "fd", NULL};
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_tundev d;
     enum mn_tundev_step step = MN_TUNDEV_NAME;
     const char *name = "";
@@ -750,7 +434,7 @@ static PyObject *dict_of(const char *const *names, const struct mn_answer *answe
 
 static PyObject *engine_stats(PyObject *self, PyObject *unused)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_STATS};
     struct mn_answer answer;
     (void)unused;
@@ -761,7 +445,7 @@ static PyObject *engine_stats(PyObject *self, PyObject *unused)
 
 static PyObject *engine_last_timestamp(PyObject *self, PyObject *unused)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_STATS};
     struct mn_answer answer;
     (void)unused;
@@ -772,12 +456,12 @@ static PyObject *engine_last_timestamp(PyObject *self, PyObject *unused)
 
 static PyObject *engine_peer_stats(PyObject *self, PyObject *args)
 {
-    struct mn_engine *e = engine_of(self, 0);
+    struct mn_engine *e = mn_module_engine(self, 0);
     struct mn_command cmd = {.kind = MN_CMD_PEER_STATS};
     struct mn_answer answer;
     const char *key;
     Py_ssize_t len;
-    if (e == NULL || !PyArg_ParseTuple(args, "y#:peer_stats", &key, &len) || take_key(cmd.key, key, len) != 0 ||
+    if (e == NULL || !PyArg_ParseTuple(args, "y#:peer_stats", &key, &len) || mn_take_key(cmd.key, key, len) != 0 ||
         ask(e, &cmd, &answer) != 0)
         return NULL;
     if (answer.err != 0) {
@@ -789,92 +473,23 @@ static PyObject *engine_peer_stats(PyObject *self, PyObject *args)
 
 static PyObject *get_event_fd(PyObject *self, void *unused)
 {
-    struct mn_engine *e = engine_of(self, 1);
+    struct mn_engine *e = mn_module_engine(self, 1);
     (void)unused;
     return e != NULL ? PyLong_FromLong(mn_engine_events(e)->fd) : NULL;
 }
 
 static PyObject *get_port4(PyObject *self, void *unused)
 {
-    struct mn_engine *e = engine_of(self, 1);
+    struct mn_engine *e = mn_module_engine(self, 1);
     (void)unused;
     return e != NULL ? PyLong_FromLong(mn_engine_port(e, MN_SOCK_V4)) : NULL;
 }
 
 static PyObject *get_port6(PyObject *self, void *unused)
 {
-    struct mn_engine *e = engine_of(self, 1);
+    struct mn_engine *e = mn_module_engine(self, 1);
     (void)unused;
     return e != NULL ? PyLong_FromLong(mn_engine_port(e, MN_SOCK_V6)) : NULL;
-}
-
-/* ---- relay links ---- */
-
-static PyObject *engine_link_adopt(PyObject *self, PyObject *args)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = MN_CMD_LINK_ADOPT};
-    unsigned long long req;
-    PyObject *tls;
-    const char *host, *verified;
-    Py_ssize_t host_len, verified_len;
-    int fd;
-    if (e == NULL ||
-        !PyArg_ParseTuple(args, "KiOs#s#:link_adopt", &req, &fd, &tls, &host, &host_len, &verified, &verified_len))
-        return NULL;
-    if (tls != Py_None && (cmd.ctx = mn_module_tls_of(tls)) == NULL)
-        return NULL;
-    cmd.req = req;
-    cmd.fd = fd;
-    cmd.len = (size_t)(host_len + verified_len) + 2;
-    cmd.blob = malloc(cmd.len);
-    if (cmd.blob == NULL) {
-        mn_command_done(&cmd);
-        return PyErr_NoMemory();
-    }
-    memcpy(cmd.blob, host, (size_t)host_len + 1);
-    memcpy(cmd.blob + host_len + 1, verified, (size_t)verified_len + 1);
-    return push(e, &cmd);
-}
-
-/* A link's number, a region or 0, and bytes. */
-static PyObject *push_link(PyObject *self, PyObject *args, enum mn_command_kind kind)
-{
-    struct mn_engine *e = engine_of(self, 0);
-    struct mn_command cmd = {.kind = (uint8_t)kind};
-    unsigned long long req;
-    const char *data = "";
-    Py_ssize_t len = 0;
-    unsigned short region = 0;
-    bool is_open = kind == MN_CMD_LINK_OPEN;
-    if (e == NULL || !(is_open ? PyArg_ParseTuple(args, "KHy#:link_open", &req, &region, &data, &len)
-                               : PyArg_ParseTuple(args, "K|y#:link", &req, &data, &len)))
-        return NULL;
-    cmd.req = req;
-    cmd.region = region;
-    if (take_blob(&cmd, data, len) != 0)
-        return NULL;
-    return push(e, &cmd);
-}
-
-static PyObject *engine_link_write(PyObject *self, PyObject *args)
-{
-    return push_link(self, args, MN_CMD_LINK_WRITE);
-}
-
-static PyObject *engine_link_open(PyObject *self, PyObject *args)
-{
-    return push_link(self, args, MN_CMD_LINK_OPEN);
-}
-
-static PyObject *engine_link_websocket(PyObject *self, PyObject *args)
-{
-    return push_link(self, args, MN_CMD_LINK_WEBSOCKET);
-}
-
-static PyObject *engine_link_close(PyObject *self, PyObject *args)
-{
-    return push_link(self, args, MN_CMD_LINK_CLOSE);
 }
 
 /* ---- the module ---- */
@@ -909,11 +524,11 @@ static PyMethodDef engine_methods[] = {
     {"udp_close", engine_udp_close, METH_VARARGS, "Give a UDP port back."},
     {"open_tun", KEYWORDS(engine_open_tun), "Make a kernel interface, or take one over; returns its name."},
     {"set_tun_merge", engine_set_tun_merge, METH_VARARGS, "Which offloads of the interface are used."},
-    {"link_adopt", engine_link_adopt, METH_VARARGS, "Take a connected socket to a relay over."},
-    {"link_write", engine_link_write, METH_VARARGS, "Bytes, or once it is open whole frames, to a relay."},
-    {"link_open", engine_link_open, METH_VARARGS, "It is logged in: it carries the packets of its region."},
-    {"link_websocket", engine_link_websocket, METH_VARARGS, "It speaks WebSocket from here on."},
-    {"link_close", engine_link_close, METH_VARARGS, "End a relay link; nothing is told of it any more."},
+    {"link_adopt", mn_module_link_adopt, METH_VARARGS, "Take a connected socket to a relay over."},
+    {"link_write", mn_module_link_write, METH_VARARGS, "Bytes, or once it is open whole frames, to a relay."},
+    {"link_open", mn_module_link_open, METH_VARARGS, "It is logged in: it carries the packets of its region."},
+    {"link_websocket", mn_module_link_websocket, METH_VARARGS, "It speaks WebSocket from here on."},
+    {"link_close", mn_module_link_close, METH_VARARGS, "End a relay link; nothing is told of it any more."},
     {"stats", engine_stats, METH_NOARGS, "Counters of the engine."},
     {"peer_stats", engine_peer_stats, METH_VARARGS, "Counters of one peer."},
     {"last_timestamp", engine_last_timestamp, METH_NOARGS, "Newest handshake timestamp sent."},
