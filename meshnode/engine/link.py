@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from struct import Struct
 from typing import Any, Protocol, cast
 
@@ -44,7 +45,9 @@ class RelayProtocol(Protocol):
 class RelayStream(asyncio.Transport):
     """One link of an engine. Made by `Engine.adopt_relay`."""
 
-    def __init__(self, native: _native.Engine, req: int, protocol: RelayProtocol, forget: Any) -> None:
+    def __init__(
+        self, native: _native.Engine, req: int, protocol: RelayProtocol, forget: Callable[[int], None]
+    ) -> None:
         super().__init__()
         self._native = native
         self._req = req
@@ -132,24 +135,62 @@ class RelayStream(asyncio.Transport):
             self._protocol.eof_received()
 
 
-async def adopt(
-    native: _native.Engine,
-    streams: dict[int, RelayStream],
-    req: int,
-    sock: socket.socket,
-    protocol: Any,
-    tls: object | None,
-    host: str,
-    verified: str,
-) -> RelayStream:
-    """Hand a connected socket to the engine and wait for TLS. RelayError if that fails; the caller bounds the wait."""
-    stream = RelayStream(native, req, cast(RelayProtocol, protocol), lambda number: streams.pop(number, None))
-    streams[req] = stream
-    native.link_adopt(req, sock.detach(), tls, host, verified)
-    try:
-        await stream.ready
-    except BaseException:
-        stream.abort()
-        raise
-    protocol.connection_made(stream)
-    return stream
+class Streams:
+    """Every relay link of one engine, by its number."""
+
+    def __init__(self, native: _native.Engine) -> None:
+        self._native = native
+        self._streams: dict[int, RelayStream] = {}
+
+    def handlers(self) -> dict[int, Callable[..., None]]:
+        """Handlers by kind of event, for an Inbox."""
+        return {
+            _native.EV_LINK_READY: self._on_link_ready,
+            _native.EV_LINK_DATA: self._on_link_data,
+            _native.EV_LINK_FRAME: self._on_link_frame,
+            _native.EV_LINK_PULSE: self._on_link_pulse,
+            _native.EV_LINK_ENDED: self._on_link_ended,
+        }
+
+    async def adopt(
+        self, req: int, sock: socket.socket, protocol: Any, tls: object | None, host: str, verified: str
+    ) -> RelayStream:
+        """Hand a connected socket to the engine and wait for TLS, which the caller bounds. RelayError: it failed."""
+        stream = RelayStream(self._native, req, cast(RelayProtocol, protocol), self._forget)
+        self._streams[req] = stream
+        self._native.link_adopt(req, sock.detach(), tls, host, verified)
+        try:
+            await stream.ready
+        except BaseException:
+            stream.abort()
+            raise
+        protocol.connection_made(stream)
+        return stream
+
+    def close(self) -> None:
+        """The engine has stopped: every link ends."""
+        for stream in list(self._streams.values()):
+            stream.on_ended("the engine stopped")
+
+    def _forget(self, req: int) -> None:
+        self._streams.pop(req, None)
+
+    def _on_link_ready(self, req: int, certificate: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_ready(certificate)
+
+    def _on_link_data(self, req: int, data: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_data(data)
+
+    def _on_link_frame(self, req: int, kind: int, payload: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_frame(kind, payload)
+
+    def _on_link_pulse(self, req: int, heard: int, counts: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_pulse(heard, counts)
+
+    def _on_link_ended(self, req: int, was_open: int, why: bytes) -> None:
+        if (stream := self._streams.get(req)) is not None:
+            stream.on_ended(why.decode("utf-8", "replace"))

@@ -16,7 +16,8 @@ from meshnode.base.addr import Endpoint
 from meshnode.base.errors import AccessDenied, DialError, ListenError, PeerOffline, Refused, TimedOut
 from meshnode.base.keys import NodePublic
 from meshnode.engine import _native
-from meshnode.engine.engine import Engine, dial_error
+from meshnode.engine.engine import Engine
+from meshnode.engine.failures import dial_error
 from meshnode.engine.flow import TunnelSocket
 from meshnode.engine.listener import Datagram
 
@@ -65,7 +66,7 @@ def run(work: Callable[[Engine, FakeNative], Coroutine[Any, Any, None]]) -> None
 
 def serve(engine: Engine, native: FakeNative, *events: tuple[Any, ...]) -> None:
     native.events += events
-    engine._on_readable()
+    engine._inbox.on_readable()
 
 
 def flow_event(kind: int, req: int, flow: int, fd: int) -> tuple[Any, ...]:
