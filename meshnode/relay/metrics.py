@@ -28,6 +28,10 @@ _COUNTERS: Final = {
     "derp_total_dup_client_conns": "dup_conns_total",
     "tls_listener_rejected_connections": "accept_refused",
     "meshnode_derp_logins": "logins",
+    "meshnode_derp_per_ip_refused": "per_ip_refused",
+    "meshnode_derp_accept_pauses": "accept_pauses",
+    "meshnode_derp_newcomers_waited": "lobby_waits",
+    "meshnode_derp_slow_turns": "slow_turns",
     "meshnode_derp_crowded_out": "crowded_out",
     "meshnode_derp_login_late": "login_late",
     "meshnode_derp_tls_failed": "tls_failed",
@@ -49,6 +53,8 @@ _GAUGES: Final = {
     "derp_current_dup_client_conns": "dup_conns",
     "meshnode_derp_connections": "conns",
     "meshnode_derp_connections_not_logged_in": "pending",
+    "meshnode_derp_connections_half_open": "half_open",
+    "meshnode_derp_longest_turn_us": "turn_max_us",
     "meshnode_derp_queue_chunks": "lane_chunks",
 }
 _DROPS: Final = {

@@ -59,37 +59,6 @@ static void table_remove(struct mn_relay *r, struct mn_relay_conn *c)
     *at = c->next_id;
 }
 
-/* ---- those not logged in, oldest first ---- */
-
-static void pending_add(struct mn_relay *r, struct mn_relay_conn *c)
-{
-    c->is_pending = true;
-    c->prev_pending = r->pending_last;
-    c->next_pending = NULL;
-    if (r->pending_last != NULL)
-        r->pending_last->next_pending = c;
-    else
-        r->pending_first = c;
-    r->pending_last = c;
-    r->stats.pending++;
-}
-
-static void pending_remove(struct mn_relay *r, struct mn_relay_conn *c)
-{
-    if (!c->is_pending)
-        return;
-    if (c->prev_pending != NULL)
-        c->prev_pending->next_pending = c->next_pending;
-    else
-        r->pending_first = c->next_pending;
-    if (c->next_pending != NULL)
-        c->next_pending->prev_pending = c->prev_pending;
-    else
-        r->pending_last = c->prev_pending;
-    c->is_pending = false;
-    r->stats.pending--;
-}
-
 /* ---- beginning ---- */
 
 /* Nagle off; unsent bytes stay in our lanes, where the oldest can give way; a dead network is noticed. */
@@ -123,7 +92,7 @@ static struct mn_relay_conn *make(struct mn_relay *r, int fd, SSL_CTX *ctx, bool
     c->id = id;
     c->events = EPOLLIN;
     struct epoll_event watch = {.events = c->events, .data.u64 = c->id};
-    if (epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &watch) != 0) {
+    if (epoll_ctl(r->lobby_fd, EPOLL_CTL_ADD, fd, &watch) != 0) {
         c->stream.fd = -1; /* the caller closes it */
         mn_tls_stop(&c->stream);
         free(c);
@@ -135,11 +104,8 @@ static struct mn_relay_conn *make(struct mn_relay *r, int fd, SSL_CTX *ctx, bool
     table_put(r, c);
     c->phase = ctx != NULL ? MN_PHASE_SHAKING : MN_PHASE_RAW;
     c->accepted_ms = c->heard_ms = r->now_ms;
-    c->login_by_ms = r->now_ms + r->cfg.login_ms;
     mn_timer_init(&c->timer, 0, 0);
     r->stats.conns++;
-    pending_add(r, c);
-    mn_relay_conn_arm(r, c);
     return c;
 }
 
@@ -148,16 +114,13 @@ struct mn_relay_conn *mn_relay_conn_accept(struct mn_relay *r, int fd, const str
 {
     if (l->has_tls && r->ctx == NULL)
         return NULL;
-    while (r->stats.pending >= r->cfg.pending_max && r->pending_first != NULL) {
-        r->stats.crowded_out++;
-        mn_relay_conn_stop(r, r->pending_first, MN_WHY_CROWDED_OUT);
-    }
     struct mn_relay_conn *c = make(r, fd, l->has_tls ? r->ctx : NULL, false, NULL, atomic_fetch_add(&r->ids, 1));
     if (c == NULL)
         return NULL;
     c->client.source = *source;
     c->role = l->role;
     c->is_guarded = true;
+    mn_lobby_enter(r, c);
     return c;
 }
 
@@ -167,7 +130,33 @@ struct mn_relay_conn *mn_relay_conn_adopt(struct mn_relay *r, int fd, SSL_CTX *c
     if (c == NULL)
         return NULL;
     c->is_adopted = c->is_announced = true;
+    c->ends_by_ms = r->now_ms + r->cfg.login_ms;
+    mn_relay_conn_arm(r, c);
     return c;
+}
+
+/* ---- what epoll watches ---- */
+
+void mn_relay_conn_watch(struct mn_relay *r, struct mn_relay_conn *c)
+{
+    bool reads = !c->is_waiting && !c->is_throttled && c->phase != MN_PHASE_CLOSING;
+    uint32_t events = (reads ? (uint32_t)EPOLLIN : 0) | (c->stream.left != NULL ? (uint32_t)EPOLLOUT : 0);
+    if (events == c->events)
+        return;
+    struct epoll_event watch = {.events = events, .data.u64 = c->id};
+    if (epoll_ctl(c->is_inside ? r->epoll_fd : r->lobby_fd, EPOLL_CTL_MOD, c->stream.fd, &watch) == 0)
+        c->events = events;
+}
+
+/* From the lobby to the clients. False: no memory. */
+static bool move_inside(struct mn_relay *r, struct mn_relay_conn *c)
+{
+    struct epoll_event watch = {.events = c->events, .data.u64 = c->id};
+    if (epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, c->stream.fd, &watch) != 0)
+        return false;
+    (void)epoll_ctl(r->lobby_fd, EPOLL_CTL_DEL, c->stream.fd, NULL);
+    c->is_inside = true;
+    return true;
 }
 
 /* ---- opening ---- */
@@ -185,12 +174,13 @@ void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, con
     if ((flags & MN_OPEN_NOT_IDEAL) != 0)
         k->flags |= MN_PRESENT_NOT_IDEAL;
     c->acks_pings = (flags & MN_OPEN_ACKS_PINGS) != 0;
-    if (!mn_hub_join(&r->hub, k, (uint32_t)r->now_ms)) {
+    if (!move_inside(r, c) || !mn_hub_join(&r->hub, k, (uint32_t)r->now_ms)) {
         mn_relay_conn_stop(r, c, MN_WHY_NO_MEMORY);
         return;
     }
-    pending_remove(r, c);
+    mn_lobby_leave(r, c);
     c->phase = MN_PHASE_OPEN;
+    c->ends_by_ms = 0;
     c->is_waiting = false;
     c->rate = k->may_mesh || k->is_neighbour ? 0 : r->cfg.client_rate;
     c->burst = r->cfg.client_burst;
@@ -230,7 +220,7 @@ void mn_relay_conn_stop(struct mn_relay *r, struct mn_relay_conn *c, enum mn_rel
     if (c->stream.fd < 0)
         return;
     announce_end(r, c, why);
-    pending_remove(r, c);
+    mn_lobby_leave(r, c);
     mn_hub_leave(&r->hub, &c->client, (uint32_t)r->now_ms);
     mn_wheel_remove(&r->wheel, &c->timer);
     table_remove(r, c);
@@ -262,19 +252,6 @@ void mn_relay_conn_free_dead(struct mn_relay *r)
     }
 }
 
-/* ---- what epoll watches ---- */
-
-void mn_relay_conn_watch(struct mn_relay *r, struct mn_relay_conn *c)
-{
-    bool reads = !c->is_waiting && !c->is_throttled && c->phase != MN_PHASE_CLOSING;
-    uint32_t events = (reads ? (uint32_t)EPOLLIN : 0) | (c->stream.left != NULL ? (uint32_t)EPOLLOUT : 0);
-    if (events == c->events)
-        return;
-    struct epoll_event watch = {.events = events, .data.u64 = c->id};
-    if (epoll_ctl(r->epoll_fd, EPOLL_CTL_MOD, c->stream.fd, &watch) == 0)
-        c->events = events;
-}
-
 /* ---- time ---- */
 
 static uint64_t sooner(uint64_t a, uint64_t b)
@@ -287,7 +264,7 @@ void mn_relay_conn_arm(struct mn_relay *r, struct mn_relay_conn *c)
 {
     uint64_t at = UINT64_MAX;
     if (c->phase != MN_PHASE_OPEN)
-        at = sooner(at, c->login_by_ms);
+        at = sooner(at, c->ends_by_ms);
     if (c->phase == MN_PHASE_OPEN) {
         at = sooner(at, c->keep_alive_at_ms);
         if (c->acks_pings)
@@ -325,7 +302,7 @@ static bool ask_for_life(struct mn_relay *r, struct mn_relay_conn *c)
 
 void mn_relay_conn_on_timer(struct mn_relay *r, struct mn_relay_conn *c)
 {
-    if (c->phase != MN_PHASE_OPEN && c->login_by_ms <= r->now_ms) {
+    if (c->phase != MN_PHASE_OPEN && c->ends_by_ms != 0 && c->ends_by_ms <= r->now_ms) {
         r->stats.login_late += c->phase != MN_PHASE_CLOSING;
         mn_relay_conn_stop(r, c, c->phase == MN_PHASE_CLOSING ? MN_WHY_ASKED : MN_WHY_LOGIN_LATE);
         return;

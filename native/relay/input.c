@@ -2,6 +2,7 @@
 #include <openssl/ssl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/epoll.h>
 
 #include "internal.h"
 
@@ -240,6 +241,7 @@ static bool shake(struct mn_relay *r, struct mn_relay_conn *c)
     }
     r->stats.tls_versions[SSL_version(c->stream.ssl) >= TLS1_3_VERSION]++;
     c->phase = MN_PHASE_RAW;
+    mn_lobby_note_shaken(r, c);
     if (!c->is_adopted)
         return true;
     struct mn_relay_event *ev = mn_talk_event(MN_RELAY_EV_DIALLED, NULL, 0);
@@ -252,13 +254,10 @@ static bool shake(struct mn_relay *r, struct mn_relay_conn *c)
     return true;
 }
 
-void mn_relay_conn_on_readable(struct mn_relay *r, struct mn_relay_conn *c)
+static void on_readable(struct mn_relay *r, struct mn_relay_conn *c)
 {
     bool is_shaking = c->phase == MN_PHASE_SHAKING;
     if (c->phase == MN_PHASE_CLOSING || c->is_waiting || c->is_throttled)
-        return;
-    /* What waits is told again by the next turn's epoll. */
-    if (is_shaking && ++r->shakes > MN_RELAY_SHAKES)
         return;
     size_t cap = c->phase == MN_PHASE_OPEN ? (size_t)MN_WIRE_IN : (size_t)MN_RELAY_RAW_MAX;
     enum mn_tls_result result = mn_tls_fetch(&c->stream, cap);
@@ -272,4 +271,18 @@ void mn_relay_conn_on_readable(struct mn_relay *r, struct mn_relay_conn *c)
         return;
     if (read_plain(r, c) && c->stream.left != NULL)
         mn_relay_conn_watch(r, c);
+}
+
+void mn_relay_conn_serve(struct mn_relay *r, uint64_t id, uint32_t events)
+{
+    struct mn_relay_conn *c = mn_relay_conn_of(r, id);
+    if (c != NULL && (events & EPOLLOUT) != 0)
+        mn_relay_conn_on_writable(r, c);
+    if (c == NULL || c->stream.fd < 0)
+        return;
+    /* A connection that is not read because Python thinks about it is told of its end all the same. */
+    if ((events & (EPOLLERR | EPOLLHUP)) != 0 && (events & EPOLLIN) == 0)
+        mn_relay_conn_stop(r, c, MN_WHY_BROKEN);
+    else if ((events & EPOLLIN) != 0)
+        on_readable(r, c);
 }

@@ -16,15 +16,14 @@ enum {
     MN_RELAY_RAW_MAX = 16 << 10, /* read from a connection that is not logged in before Python has answered */
     MN_RELAY_LISTENERS = 16,
     MN_RELAY_READY = 128,
-    MN_RELAY_ACCEPTS = 32, /* a turn */
-    MN_RELAY_SHAKES = 16,  /* handshake steps a turn: open clients come first */
-    MN_RELAY_WRITES = 4,   /* batches to one client before the next one's turn */
+    MN_RELAY_WRITES = 4, /* batches to one client before the next one's turn */
     MN_RELAY_PING_AFTER_MS = 45000,
     MN_RELAY_PING_WAIT_MS = 15000,
 };
 
-/* Tags of what epoll watches: commands, listeners, else the id of a connection. */
+/* Tags of what epoll watches: commands, those who are not logged in yet, listeners, else the id of a connection. */
 #define MN_RELAY_TAG_COMMANDS UINT64_MAX
+#define MN_RELAY_TAG_LOBBY (UINT64_MAX - 1)
 #define MN_RELAY_TAG_LISTENER (1ULL << 63)
 
 enum mn_relay_phase {
@@ -41,17 +40,21 @@ struct mn_relay_conn {
     uint64_t id;
     uint8_t phase, role;
     bool is_pending;   /* on the list of those not logged in */
+    bool is_half_open; /* on the list of those whose handshake is under way */
+    bool is_inside;    /* watched with the clients, not in the lobby */
     bool is_announced; /* Python knows it: it hears of the end */
     bool is_waiting;   /* for Python: nothing is read */
     bool is_throttled; /* it has sent more than its rate */
     bool has_websocket, acks_pings, is_adopted, is_guarded, was_pinged;
     uint32_t events; /* that epoll watches */
     struct mn_frame_reader reader;
-    uint64_t accepted_ms, heard_ms, login_by_ms, keep_alive_at_ms, stalled_ms, refill_at_ms;
+    uint64_t accepted_ms, heard_ms, keep_alive_at_ms, stalled_ms, refill_at_ms;
+    uint64_t ends_by_ms; /* 0: the lobby sees to it, or it is open */
     int64_t tokens;
     uint64_t rate, burst;
     struct mn_websocket *websocket;
-    struct mn_relay_conn *prev_pending, *next_pending, *next_dead, *next_id;
+    struct mn_relay_conn *prev_pending, *next_pending, *prev_half_open, *next_half_open;
+    struct mn_relay_conn *next_dead, *next_id;
 };
 
 enum mn_relay_command_kind {
@@ -111,17 +114,29 @@ struct mn_relay {
     SSL_CTX *ctx;
     struct mn_relay_conn **by_id; /* ids count up, so they spread by themselves */
     uint32_t by_id_size;
-    struct mn_relay_conn *pending_first, *pending_last, *dead;
+    struct mn_relay_conn *pending_first, *pending_last, *half_open_first, *half_open_last, *dead;
     struct mn_relay_listener listeners[MN_RELAY_LISTENERS];
     struct mn_relay_stats stats;
     uint64_t now_ns, now_ms, random;
-    uint32_t shakes;
-    int epoll_fd, spare_fd;
+    uint64_t accept_again_ms; /* 0: accepting */
+    int epoll_fd, lobby_fd, spare_fd;
     atomic_bool is_started;
     pthread_t thread;
     atomic_bool wants_stop;
     atomic_uint_fast64_t ids;
 };
+
+uint64_t mn_relay_clock_ns(void);
+
+/* lobby.c: those who are not logged in */
+void mn_lobby_enter(struct mn_relay *r, struct mn_relay_conn *c);
+void mn_lobby_note_shaken(struct mn_relay *r, struct mn_relay_conn *c);
+void mn_lobby_leave(struct mn_relay *r, struct mn_relay_conn *c);
+bool mn_lobby_listen(struct mn_relay *r, int fd, bool has_tls, uint8_t role);
+void mn_lobby_unlisten(struct mn_relay *r);
+void mn_lobby_serve(struct mn_relay *r);     /* what is ready, for a bounded time */
+void mn_lobby_keep_time(struct mn_relay *r); /* every turn */
+uint64_t mn_lobby_next_ms(const struct mn_relay *r);
 
 /* talk.c */
 int mn_talk_init(struct mn_relay_talk *t);
@@ -147,7 +162,7 @@ void mn_relay_conn_arm(struct mn_relay *r, struct mn_relay_conn *c);
 void mn_relay_conn_on_timer(struct mn_relay *r, struct mn_relay_conn *c);
 
 /* input.c: what arrives */
-void mn_relay_conn_on_readable(struct mn_relay *r, struct mn_relay_conn *c);
+void mn_relay_conn_serve(struct mn_relay *r, uint64_t id, uint32_t events);
 void mn_relay_conn_take_frames(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t *p, size_t n);
 
 /* output.c: what leaves */

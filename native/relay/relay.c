@@ -12,12 +12,11 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "../udp/sockaddr.h"
 #include "internal.h"
 
-enum { STACK_BYTES = 512 << 10, WAIT_MAX_MS = 60000, FIRST_TABLE = 1024 };
+enum { STACK_BYTES = 512 << 10, WAIT_MAX_MS = 60000, FIRST_TABLE = 1024, SLOW_TURN_US = 20000 };
 
-static uint64_t clock_ns(void)
+uint64_t mn_relay_clock_ns(void)
 {
     struct timespec ts;
     clock_gettime(CLOCK_MONOTONIC, &ts);
@@ -26,7 +25,7 @@ static uint64_t clock_ns(void)
 
 static void read_clock(struct mn_relay *r)
 {
-    r->now_ns = clock_ns();
+    r->now_ns = mn_relay_clock_ns();
     r->now_ms = r->now_ns / 1000000;
 }
 
@@ -52,7 +51,7 @@ static void set_defaults(struct mn_relay_config *c)
         c->client_burst = c->client_rate;
 }
 
-static int watch(struct mn_relay *r, int fd, uint64_t tag)
+static int watch(const struct mn_relay *r, int fd, uint64_t tag)
 {
     struct epoll_event ev = {.events = EPOLLIN, .data.u64 = tag};
     return epoll_ctl(r->epoll_fd, EPOLL_CTL_ADD, fd, &ev) == 0 ? 0 : -errno;
@@ -68,8 +67,9 @@ static int make(struct mn_relay *r)
         return -EIO;
     r->random = seed[5] | 1;
     r->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    r->lobby_fd = epoll_create1(EPOLL_CLOEXEC);
     r->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-    if (r->epoll_fd < 0 || r->spare_fd < 0)
+    if (r->epoll_fd < 0 || r->lobby_fd < 0 || r->spare_fd < 0)
         return -errno;
     r->plain = malloc(MN_RELAY_PLAIN);
     r->batch = malloc(MN_TLS_PLAIN_MAX + MN_WS_HEADER_MAX);
@@ -80,7 +80,8 @@ static int make(struct mn_relay *r)
         return -ENOMEM;
     mn_guard_init(&r->guard, r->cfg.per_ip_max, r->cfg.per_ip_rate, r->cfg.per_ip_burst, seed[4], (uint32_t)r->now_ms);
     mn_wheel_init(&r->wheel, r->now_ns);
-    return watch(r, r->talk.command_fd, MN_RELAY_TAG_COMMANDS);
+    err = watch(r, r->lobby_fd, MN_RELAY_TAG_LOBBY);
+    return err != 0 ? err : watch(r, r->talk.command_fd, MN_RELAY_TAG_COMMANDS);
 }
 
 struct mn_relay *mn_relay_create(const struct mn_relay_config *config, int *err)
@@ -92,7 +93,7 @@ struct mn_relay *mn_relay_create(const struct mn_relay_config *config, int *err)
     }
     r->cfg = *config;
     set_defaults(&r->cfg);
-    r->epoll_fd = r->spare_fd = r->talk.event_fd = r->talk.command_fd = -1;
+    r->epoll_fd = r->lobby_fd = r->spare_fd = r->talk.event_fd = r->talk.command_fd = -1;
     atomic_store(&r->ids, 1);
     for (int i = 0; i < MN_RELAY_LISTENERS; i++)
         r->listeners[i].fd = -1;
@@ -102,15 +103,6 @@ struct mn_relay *mn_relay_create(const struct mn_relay_config *config, int *err)
         return r;
     mn_relay_destroy(r);
     return NULL;
-}
-
-static void close_listeners(struct mn_relay *r)
-{
-    for (int i = 0; i < MN_RELAY_LISTENERS; i++) {
-        if (r->listeners[i].fd >= 0)
-            close(r->listeners[i].fd);
-        r->listeners[i].fd = -1;
-    }
 }
 
 static void stop_all(struct mn_relay *r)
@@ -127,7 +119,7 @@ void mn_relay_destroy(struct mn_relay *r)
         stop_all(r);
         mn_hub_destroy(&r->hub);
     }
-    close_listeners(r);
+    mn_lobby_unlisten(r);
     SSL_CTX_free(r->ctx);
     mn_wires_destroy(&r->wires);
     free(r->plain);
@@ -135,65 +127,15 @@ void mn_relay_destroy(struct mn_relay *r)
     free(r->by_id);
     if (r->epoll_fd >= 0)
         close(r->epoll_fd);
+    if (r->lobby_fd >= 0)
+        close(r->lobby_fd);
     if (r->spare_fd >= 0)
         close(r->spare_fd);
     mn_talk_destroy(&r->talk);
     free(r);
 }
 
-/* ---- accepting ---- */
-
-/* No descriptor left: take the connection with the spare one and close it, or it would wake us for ever. */
-static void shed_one(struct mn_relay *r, int listener)
-{
-    r->stats.accept_errors++;
-    close(r->spare_fd);
-    int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0)
-        close(fd);
-    r->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
-}
-
-static void accept_some(struct mn_relay *r, const struct mn_relay_listener *l)
-{
-    for (int i = 0; i < MN_RELAY_ACCEPTS; i++) {
-        struct sockaddr_storage from;
-        socklen_t len = sizeof from;
-        struct mn_ep source = {0};
-        int fd = accept4(l->fd, (struct sockaddr *)&from, &len, SOCK_NONBLOCK | SOCK_CLOEXEC);
-        if (fd < 0) {
-            if (errno == EMFILE || errno == ENFILE)
-                shed_one(r, l->fd);
-            return;
-        }
-        r->stats.accepts++;
-        (void)mn_sockaddr_get((const uint8_t *)&from, &source); /* a unix socket has none */
-        if (r->stats.conns >= r->cfg.conns_max || !mn_guard_enter(&r->guard, &source.ip, (uint32_t)r->now_ms)) {
-            r->stats.accept_refused++;
-            close(fd);
-        } else if (mn_relay_conn_accept(r, fd, l, &source) == NULL) {
-            r->stats.accept_errors++;
-            mn_guard_leave(&r->guard, &source.ip);
-            close(fd);
-        }
-    }
-}
-
 /* ---- commands ---- */
-
-static void add_listener(struct mn_relay *r, struct mn_relay_command *cmd)
-{
-    for (uint64_t i = 0; i < MN_RELAY_LISTENERS; i++) {
-        if (r->listeners[i].fd >= 0)
-            continue;
-        (void)fcntl(cmd->fd, F_SETFL, fcntl(cmd->fd, F_GETFL) | O_NONBLOCK);
-        if (watch(r, cmd->fd, MN_RELAY_TAG_LISTENER | i) != 0)
-            return;
-        r->listeners[i] = (struct mn_relay_listener){cmd->fd, cmd->flag, (uint8_t)cmd->number};
-        cmd->fd = -1;
-        return;
-    }
-}
 
 static void adopt(struct mn_relay *r, struct mn_relay_command *cmd)
 {
@@ -264,7 +206,7 @@ static void close_conn(struct mn_relay *r, struct mn_relay_conn *c, bool at_once
     }
     mn_hub_leave(&r->hub, &c->client, (uint32_t)r->now_ms);
     c->phase = MN_PHASE_CLOSING;
-    c->login_by_ms = r->now_ms + r->cfg.write_stall_ms;
+    c->ends_by_ms = r->now_ms + r->cfg.write_stall_ms;
     mn_relay_conn_watch(r, c);
     mn_relay_conn_arm(r, c);
 }
@@ -373,10 +315,11 @@ static void run_command(struct mn_relay *r, struct mn_relay_command *cmd)
         cmd->ctx = NULL;
         break;
     case MN_RELAY_CMD_LISTEN:
-        add_listener(r, cmd);
+        if (mn_lobby_listen(r, cmd->fd, cmd->flag, (uint8_t)cmd->number))
+            cmd->fd = -1;
         break;
     case MN_RELAY_CMD_UNLISTEN:
-        close_listeners(r);
+        mn_lobby_unlisten(r);
         break;
     case MN_RELAY_CMD_ADOPT:
         adopt(r, cmd);
@@ -426,50 +369,47 @@ static void fire(void *ctx, struct mn_timer *t, uint64_t now_ns)
     mn_relay_conn_on_timer(ctx, c);
 }
 
-static int wait_for(const struct mn_relay *r)
+/* How long the turn that ends here took, its waits for a processor with it. */
+static void note_turn(struct mn_relay *r, uint64_t took_ns)
 {
-    uint64_t due = mn_wheel_next(&r->wheel), now = clock_ns();
+    uint64_t us = took_ns / 1000;
+    r->stats.slow_turns += us >= SLOW_TURN_US;
+    if (us > r->stats.turn_max_us)
+        r->stats.turn_max_us = us;
+}
+
+static int wait_for(struct mn_relay *r)
+{
+    uint64_t due = mn_wheel_next(&r->wheel), lobby_ms = mn_lobby_next_ms(r), now = mn_relay_clock_ns();
+    note_turn(r, now - r->now_ns);
+    if (lobby_ms < due / 1000000)
+        due = lobby_ms * 1000000;
     if (r->hub.dirty_first != NULL || due <= now)
         return 0;
     uint64_t ms = (due - now + 999999) / 1000000;
     return ms < WAIT_MAX_MS ? (int)ms : WAIT_MAX_MS;
 }
 
-static void serve(struct mn_relay *r, uint64_t tag, uint32_t events)
-{
-    if (tag == MN_RELAY_TAG_COMMANDS) {
-        run_commands(r);
-        return;
-    }
-    if ((tag & MN_RELAY_TAG_LISTENER) != 0) {
-        const struct mn_relay_listener *l = &r->listeners[tag & ~MN_RELAY_TAG_LISTENER];
-        if (l->fd >= 0)
-            accept_some(r, l);
-        return;
-    }
-    struct mn_relay_conn *c = mn_relay_conn_of(r, tag);
-    if (c != NULL && (events & EPOLLOUT) != 0)
-        mn_relay_conn_on_writable(r, c);
-    if (c == NULL || c->stream.fd < 0)
-        return;
-    /* A connection that is not read because Python thinks about it is told of its end all the same. */
-    if ((events & (EPOLLERR | EPOLLHUP)) != 0 && (events & EPOLLIN) == 0)
-        mn_relay_conn_stop(r, c, MN_WHY_BROKEN);
-    else if ((events & EPOLLIN) != 0)
-        mn_relay_conn_on_readable(r, c);
-}
-
 static void turn(struct mn_relay *r)
 {
     struct epoll_event ready[MN_RELAY_READY];
     int n = epoll_wait(r->epoll_fd, ready, MN_RELAY_READY, wait_for(r));
+    bool has_newcomers = false;
     read_clock(r);
-    r->shakes = 0;
     r->stats.turns++;
-    for (int i = 0; i < n; i++)
-        serve(r, ready[i].data.u64, ready[i].events);
+    for (int i = 0; i < n; i++) {
+        if (ready[i].data.u64 == MN_RELAY_TAG_COMMANDS)
+            run_commands(r);
+        else if (ready[i].data.u64 == MN_RELAY_TAG_LOBBY)
+            has_newcomers = true;
+        else
+            mn_relay_conn_serve(r, ready[i].data.u64, ready[i].events);
+    }
     mn_wheel_advance(&r->wheel, r->now_ns, fire, r);
     mn_relay_conn_flush_dirty(r);
+    mn_lobby_keep_time(r);
+    if (has_newcomers)
+        mn_lobby_serve(r);
     mn_relay_conn_free_dead(r);
     mn_talk_signal(&r->talk);
 }
@@ -477,10 +417,11 @@ static void turn(struct mn_relay *r)
 static void *run(void *arg)
 {
     struct mn_relay *r = arg;
+    read_clock(r);
     while (!atomic_load_explicit(&r->wants_stop, memory_order_acquire))
         turn(r);
     read_clock(r);
-    close_listeners(r);
+    mn_lobby_unlisten(r);
     stop_all(r);
     mn_talk_signal(&r->talk);
     pthread_mutex_lock(&r->talk.lock);

@@ -110,10 +110,11 @@ int mn_relay_tell(struct mn_relay *r, uint64_t conn, uint8_t kind, const uint8_t
 
 struct mn_relay_stats {
     struct mn_hub_stats hub;
-    uint64_t accepts, accept_refused, accept_errors, crowded_out, tls_failed, login_late, logins, stalled, silent,
-        protocol_errors, pings_received, pongs_sent, rx_bytes, tx_bytes, unknown_frames, throttled, turns, websockets,
+    uint64_t accepts, accept_refused, per_ip_refused, accept_errors, accept_pauses, lobby_waits, crowded_out,
+        tls_failed, login_late, logins, stalled, silent, protocol_errors, pings_received, pongs_sent, rx_bytes,
+        tx_bytes, unknown_frames, throttled, turns, slow_turns, turn_max_us, websockets,
         tls_versions[2]; /* 1.2, 1.3: handshakes completed */
-    uint32_t conns, pending, lane_chunks, mesh_refused;
+    uint32_t conns, pending, half_open, lane_chunks, mesh_refused;
 };
 /* Waits for the thread; 0 or -ESHUTDOWN. */
 int mn_relay_stats(struct mn_relay *r, struct mn_relay_stats *out);
