@@ -67,7 +67,6 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
         return Py_BuildValue("(iKy#)", kind, req, data, len);
     case MN_EV_LINK_FRAME:
     case MN_EV_LINK_ENDED:
-        return Py_BuildValue("(iKiy#)", kind, req, (int)ev->what, data, len);
     case MN_EV_LINK_PULSE:
         return Py_BuildValue("(iKiy#)", kind, req, (int)ev->what, data, len);
     case MN_EV_REBOUND:
