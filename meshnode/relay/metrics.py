@@ -67,9 +67,24 @@ _DROPS: Final = {
 }
 
 
-def render(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int]) -> str:
-    """The page. `stats`: of the C core; `counters`: of the server; `stun`: of the STUN server."""
-    return "\n".join(_lines(stats, counters, stun)) + "\n"
+def render(
+    stats: Mapping[str, int],
+    counters: Mapping[str, int],
+    stun: Mapping[str, int],
+    *,
+    unanswered: int = 0,
+    expires: float | None = None,
+) -> str:
+    """The page. `stats`: of the C core; `counters`: of the server; `stun`: of the STUN server.
+
+    unanswered: questions about clients that nobody answered. expires: end of the certificate, seconds since 1970.
+    """
+    lines = [*_lines(stats, counters, stun), "# TYPE meshnode_derp_admission_unanswered counter"]
+    lines.append(f"meshnode_derp_admission_unanswered {unanswered}")
+    if expires is not None:
+        lines.append("# TYPE meshnode_derp_certificate_expiry_timestamp_seconds gauge")
+        lines.append(f"meshnode_derp_certificate_expiry_timestamp_seconds {expires:.0f}")
+    return "\n".join(lines) + "\n"
 
 
 def _lines(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int]) -> Iterator[str]:

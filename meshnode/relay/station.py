@@ -311,7 +311,7 @@ class Station:
             stamps = tuple(os.stat(name).st_mtime for name in (plan.cert, plan.key) if name)
             if stamps == self._cert_stamp and not force:
                 return
-            self.server.set_certificate(self._read_certificate())
+            self._use(self._read_certificate())
             _log.info("certificate read again", file=plan.cert)
         except (OSError, ConfigError, ValueError) as error:
             _log.warning("the last certificate stays in use", error=str(error))
@@ -325,11 +325,20 @@ class Station:
         if role is Role.HTTP and not self.plan.plain and request.path not in PLAIN_PAGES:
             return 302, b"", [("Location", f"https://{self._authority()}{_printable(request.target)}")]
         if role is Role.METRICS and request.path == "/metrics":
-            text = metrics.render(self.server.stats(), self.server.counters, self.stun.counters if self.stun else {})
-            return 200, text.encode(), [("Content-Type", "text/plain; version=0.0.4")]
+            return 200, self._metrics().encode(), [("Content-Type", "text/plain; version=0.0.4")]
         if request.path == "/bootstrap-dns":
             return 200, b"{}", [("Content-Type", "application/json")]
         return None
+
+    def _metrics(self) -> str:
+        pem = self._pem
+        return metrics.render(
+            self.server.stats(),
+            self.server.counters,
+            self.stun.counters if self.stun else {},
+            unanswered=self._gate.failures if self._gate is not None else 0,
+            expires=identity.first_certificate(pem, "it").not_valid_after_utc.timestamp() if pem else None,
+        )
 
     def _authority(self) -> str:
         """Host and port of our https URLs."""
