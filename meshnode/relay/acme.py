@@ -16,6 +16,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -39,6 +40,8 @@ CERTIFICATE_FILE: Final = "acme.pem"
 ORDER_S: Final = 120.0
 REQUEST_S: Final = 20
 RETRY_S: Final = 600.0
+LOOK_S: Final = 3600.0
+"""How often it is looked at whether a certificate is due."""
 PROOF_DAYS: Final = 7
 RETRY_MAX_S: Final = 12 * 3600.0
 SHORT_LIVED: Final = "shortlived"
@@ -108,24 +111,41 @@ class Acme:
         return pem
 
     async def renew_for_ever(self, pem: bytes, use: Callable[[bytes], None]) -> None:
-        """Replace `pem` before it ends; `use` gets each new one."""
-        failures = 0
+        """Replace `pem` before it ends; `use` gets each new one.
+
+        The wall clock is looked at again and again: it may be set, and the machine may sleep.
+        """
+        failures, early_s = 0, self._early_s(pem)
         while True:
-            wait_s = self.due_in_s(pem) if failures == 0 else min(RETRY_MAX_S, RETRY_S * 2 ** (failures - 1))
-            await asyncio.sleep(wait_s * self._clock.uniform(0.9, 1.0))
+            if failures == 0:
+                await self._until_due(pem, early_s)
             try:
                 pem = await self.obtain()
                 use(pem)
-                failures = 0
+                failures, early_s = 0, self._early_s(pem)
             except (RelayError, StateError, ValueError) as error:
                 failures += 1
                 _log.warning("the certificate could not be renewed; the old one stays in use", error=str(error))
+            # Also after a success: to a clock that is far ahead every certificate is due at once.
+            pause_s = min(RETRY_MAX_S, RETRY_S * 2 ** max(0, failures - 1))
+            await asyncio.sleep(pause_s * self._clock.uniform(0.9, 1.0))
+
+    async def _until_due(self, pem: bytes, early_s: float) -> None:
+        while True:
+            left_s = self.due_in_s(pem) - early_s
+            if left_s <= 0:
+                return
+            await asyncio.sleep(min(left_s, LOOK_S))
 
     def due_in_s(self, pem: bytes) -> float:
         """Seconds until a third of its life is left; 0 = now."""
         leaf = x509.load_pem_x509_certificate(pem)
         life_s = (leaf.not_valid_after_utc - leaf.not_valid_before_utc).total_seconds()
         return max(0.0, self._left_s(leaf) - life_s / 3)
+
+    def _early_s(self, pem: bytes) -> float:
+        """So that many relays of one start do not all ask at once."""
+        return self.due_in_s(pem) * self._clock.uniform(0.0, 0.1)
 
     def _left_s(self, leaf: x509.Certificate) -> float:
         return leaf.not_valid_after_utc.timestamp() - self._clock.wall()
@@ -151,7 +171,7 @@ class Acme:
                 result = work(loop)
             except BaseException as error:
                 failure = error
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # the loop is closed: nobody waits any more
                 loop.call_soon_threadsafe(settle, result, failure)
 
         threading.Thread(target=run, name="acme", daemon=True).start()

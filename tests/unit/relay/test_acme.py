@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ class At(Clock):
     __slots__ = ("days",)
 
     def __init__(self, days: float) -> None:
+        super().__init__()
         self.days = days
 
     def wall(self) -> Unix:
@@ -61,6 +63,47 @@ def test_it_is_due_when_a_third_of_its_life_is_left(tmp_path: Path) -> None:
     assert order(tmp_path, 59, "a.example").due_in_s(pem) == pytest.approx(DAY_S)
     assert order(tmp_path, 61, "a.example").due_in_s(pem) == 0
     assert order(tmp_path, 0, "a.example").due_in_s(certificate(6, "a.example")) == pytest.approx(4 * DAY_S)
+
+
+class Stop(Exception):
+    """The end of a story that never ends."""
+
+
+def renewals(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, pem: bytes, clock: At, jump_days: float = 0.0
+) -> list[float]:
+    """Days at which a new certificate was asked for, the first three; the clock jumps during the first sleep."""
+    asked: list[float] = []
+    made = Acme(Wish(acme.LETSENCRYPT, ("a.example",), folder), present=lambda _: None, clock=clock)
+    jumps = [jump_days]
+
+    async def sleep(seconds: float) -> None:
+        clock.days += seconds / DAY_S + (jumps.pop() if jumps else 0.0)
+
+    async def obtain() -> bytes:
+        asked.append(clock.days)
+        if len(asked) == 3:
+            raise Stop
+        return pem
+
+    monkeypatch.setattr("meshnode.relay.acme.asyncio.sleep", sleep)
+    monkeypatch.setattr(made, "obtain", obtain)
+    with pytest.raises(Stop):
+        asyncio.run(made.renew_for_ever(pem, lambda _: None))
+    return asked
+
+
+def test_a_clock_that_was_set_does_not_make_a_renewal_late(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pem = certificate(90, "a.example")
+    (first, *_) = renewals(tmp_path, monkeypatch, pem, At(0))
+    assert 54 <= first <= 60, "a third of its life is left, or a little more"
+    (first, *_) = renewals(tmp_path, monkeypatch, pem, At(0), jump_days=70)
+    assert 70 <= first < 70.1, "at the next look"
+
+
+def test_a_clock_far_ahead_asks_no_server_without_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, third = renewals(tmp_path, monkeypatch, certificate(90, "a.example"), At(4000))
+    assert first == 4000 and min(second - first, third - second) >= 0.9 * acme.RETRY_S / DAY_S
 
 
 def test_what_is_kept_is_used_while_it_fits(tmp_path: Path) -> None:
