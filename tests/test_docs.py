@@ -105,6 +105,20 @@ def test_the_units_of_the_relay_run_commands_that_exist() -> None:
         assert words[0] == "derp" and parser.parse_args(words[1:]).derp_dir == folder_kept
 
 
+def test_systemd_takes_the_units_of_the_relay(tmp_path: Path) -> None:
+    """Nothing in them is unknown to it, and little is left that the relay could do besides."""
+    if shutil.which("systemd-analyze") is None:
+        assert not os.environ.get("CI"), "needs systemd-analyze"
+        pytest.skip("needs systemd-analyze")
+    units = [tmp_path / f"meshnode-derp.{kind}" for kind in ("service", "socket")]
+    for unit in units:
+        text = (ROOT / "docs" / "deploy" / unit.name).read_text()
+        unit.write_text(text.replace("/opt/meshnode/bin/meshnode", "/bin/true"))
+    for words in (["verify", *units], ["security", "--offline=true", "--threshold=20", units[0]]):
+        done = subprocess.run(["systemd-analyze", "--no-pager", *words], capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and not done.stderr.strip(), done.stderr + done.stdout
+
+
 def play(page: str, control_url: str, key: str) -> None:
     """Run the page in one shell, then look for what it promises."""
     with tempfile.TemporaryDirectory(prefix="meshnode-docs-") as place:
