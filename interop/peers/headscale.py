@@ -33,7 +33,8 @@ class Headscale:
     host: Host
     tuned: bool = True
     embedded_relay: bool = False
-    relay_map: dict[str, Any] | None = None
+    relay_map: dict[str, Any] | str | None = None
+    """Text: a file of derp.paths as it is."""
     port: int = 8080
     authority: Authority | None = None
     process: Process | None = None
@@ -109,8 +110,11 @@ class Headscale:
         relays: dict[str, Any] = {"urls": [], "auto_update_enabled": False, "paths": []}
         if self.relay_map is not None:
             path = self.folder / "derp.yaml"
-            # YAML wants its region numbers bare, JSON cannot write them so.
-            path.write_text(re.sub(r'"(\d+)":', r"\1:", json.dumps(self.relay_map)))
+            written = self.relay_map
+            if not isinstance(written, str):
+                # YAML wants its region numbers bare, JSON cannot write them so.
+                written = re.sub(r'"(\d+)":', r"\1:", json.dumps(written))
+            path.write_text(written)
             relays["paths"] = [str(path)]
         if self.embedded_relay:
             relays["server"] = {

@@ -61,10 +61,17 @@ class OurRelay:
             "canport80": "--http" in self.options,
         }
         if self.authority is None:
-            printed = json.loads(self.process.out().strip().splitlines()[-1])[str(REGION)]
+            lines = self.process.out().splitlines()
+            printed = json.loads(next(line for line in lines if line.startswith("{")))[str(REGION)]
             node = {name.lower(): value for name, value in printed["Nodes"][0].items()}
         region = {"regionid": REGION, "regioncode": "lab", "regionname": "lab", "nodes": [node]}
         return {"regions": {REGION: region}}
+
+    @property
+    def printed_yaml(self) -> str:
+        """What it prints for Headscale, as an operator pastes it: from `regions:` to the end."""
+        assert self.process is not None
+        return "regions:" + self.process.out().partition("\nregions:")[2]
 
     def metric(self, name: str) -> float:
         """One number of /metrics."""

@@ -13,7 +13,7 @@ from interop.certs import Authority
 from interop.lab import Lab, until
 from interop.peers.derper import PORT, REGION, Derper
 from interop.peers.headscale import Headscale
-from interop.peers.meshnode import Meshnode
+from interop.peers.meshnode import Meshnode, command
 from interop.peers.relay import OurRelay
 from interop.peers.tailscaled import Tailscaled
 
@@ -73,6 +73,23 @@ def test_netcheck_and_debug_derp_find_nothing_wrong(region: Town) -> None:
     assert any("returned IPv4 STUN response" in line for line in said["Info"]), said
     # It tries the IPv4 address over IPv6 as well, whatever relay it is.
     assert all("over IPv6" in line for line in said["Errors"] or []), said
+
+
+def test_the_printed_region_is_pasted_as_it_is(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """--self-signed by bare address: a stock client takes the printed map, pin included, and `--check` agrees."""
+    with Lab(tmp_path_factory.mktemp("pasted")) as lab:
+        ours = OurRelay(lab.hub).start()
+        bed = Bed(lab, Headscale(lab.hub, relay_map=ours.printed_yaml).start(), "ours-pinned", None, relay=ours)
+        stock, mesh = bed.stock("stock"), bed.mesh("mesh")
+        stock.wait_for_peer("mesh")
+        stock.host.cut_udp()
+        assert "DERP(own)" in stock.wait_until_relayed("mesh")
+        pin = ours.printed_yaml.partition('certname: "')[2].partition('"')[0]
+        where = f"{lab.hub.v4}:{ours.port}"
+        done = mesh.host.run(*command(), "derp", "--check", where, "--pin", pin, check=False)
+        assert done.returncode == 0 and "ok   pin " in done.stdout, done.stdout
+        done = mesh.host.run(*command(), "derp", "--check", where, "--pin", pin[:-4] + "0000", check=False)
+        assert done.returncode == 1 and "FAIL pin " in done.stdout, done.stdout
 
 
 def test_what_headscale_does_not_know_stays_out(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:

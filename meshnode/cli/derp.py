@@ -1,7 +1,7 @@
 """`meshnode derp`: a relay in the foreground, until a signal.
 
-Standard output carries one line, `ready ADDRESS`, once clients are served; with --self-signed the region entry for
-the relay map follows it. SIGTERM and SIGINT drain and stop, a second one ends at once; SIGHUP reads certificate and
+Standard output carries one line, `ready ADDRESS`, once clients are served; with --host the region entry for the relay
+map follows it, to the end. SIGTERM and SIGINT drain and stop, a second one ends at once; SIGHUP reads certificate and
 lists again.
 """
 
@@ -13,15 +13,16 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from meshnode.base.errors import RelayError
+from meshnode.base.errors import ConfigError, RelayError
 from meshnode.base.keys import NodePublic
-from meshnode.cli.up import Signals, load_config, raise_file_limit
+from meshnode.cli.up import Signals, hide_from_process_list, load_config, raise_file_limit
 from meshnode.config.model import Config
 from meshnode.run.log import configure, get_logger
+from meshnode.run.scope import Scope
 
 DRAIN_S: Final = 3.0
 """Whoever is cut off first waits this long and the start of the next relay for its place: short, then."""
@@ -30,21 +31,32 @@ _log = get_logger("derp")
 
 def run_derp(parsed: argparse.Namespace) -> int:
     """The command."""
-    if parsed.check:
+    if parsed.check is not None:
         from meshnode.relay.check import run_check
 
-        return asyncio.run(run_check(parsed.check, ca_file=parsed.derp_ca_file or "", as_json=parsed.json))
+        wish = {"ca_file": parsed.derp_ca_file or "", "stun": parsed.derp_stun or "", "pin": parsed.pin}
+        return asyncio.run(run_check(parsed.check, **wish, as_json=parsed.json))
+    for flag, given in (("--json", parsed.json), ("--pin", parsed.pin)):
+        if given:
+            raise ConfigError(f"{flag}: belongs to --check HOST")
     config = load_config(parsed)
+    hide_mesh_key(parsed.derp_mesh_key, config)
     configure(level=config.run.log_level, as_json=config.run.log == "json")
     raise_file_limit()
     return asyncio.run(_live(config))
 
 
+def hide_mesh_key(given: str | None, config: Config) -> None:
+    """A key written on the command line leaves the process list."""
+    if given and not given.startswith(("env:", "file:")):
+        hide_from_process_list(config.derp.derp_mesh_key)
+
+
 def plan_of(config: Config, **besides: Any) -> Any:
     """The Plan of a configuration."""
     from meshnode.relay.inherit import has_inherited
+    from meshnode.relay.plan import Plan
     from meshnode.relay.server import Limits
-    from meshnode.relay.station import Plan
 
     derp = config.derp
     return Plan(
@@ -67,6 +79,7 @@ def plan_of(config: Config, **besides: Any) -> Any:
         mesh=derp.derp_mesh,
         mesh_key=derp.derp_mesh_key.reveal(),
         metrics=derp.derp_metrics,
+        bootstrap_dns=derp.derp_bootstrap_dns,
         region=derp.derp_region,
         limits=Limits(
             clients=derp.derp_clients,
@@ -88,21 +101,63 @@ def _default_folder() -> Path:
 
 
 async def _live(config: Config) -> int:
+    signals = Signals()
+    with _reloads() as on_hangup:
+        station = await _started(plan_of(config), signals)
+        if station is None:
+            return 0
+        on_hangup.append(station.reload)
+        try:
+            _say(station)
+            await signals.stop.wait()
+            await station.drain(DRAIN_S)
+        finally:
+            await station.aclose()
+    return 0
+
+
+async def _started(plan: Any, signals: Signals) -> Any:
+    """The Station; None if a signal came first: a certificate can take its time."""
     from meshnode.relay.station import Station
 
-    signals = Signals()
-    station = await Station.start(plan_of(config))
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, station.reload)
+    async def start() -> Any:
+        try:
+            return await Station.start(plan)
+        except Exception as error:
+            return error
+
+    async with Scope("derp") as scope:
+        starting = scope.spawn(start(), "start")
+        stopped = scope.spawn(signals.stop.wait(), "signal")
+        await asyncio.wait({starting, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            return None
+        if isinstance(made := starting.result(), Exception):
+            raise made
+        return made
+
+
+@contextlib.contextmanager
+def _reloads() -> Iterator[list[Callable[[], None]]]:
+    """What SIGHUP calls, from now on; a hangup before anything is there is none."""
+    calls: list[Callable[[], None]] = []
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGHUP, lambda: [call() for call in calls])
     try:
-        if config.derp.derp_plain:
-            _log.warning("no TLS: for development, or behind a proxy that has it")
-        with contextlib.suppress(BrokenPipeError):
-            print(announce(station), flush=True)
-        await signals.stop.wait()
-        await station.drain(DRAIN_S)
+        yield calls
     finally:
-        await station.aclose()
-    return 0
+        loop.remove_signal_handler(signal.SIGHUP)
+
+
+def _say(station: Any) -> None:
+    """What an operator wants to know of a relay that serves."""
+    plan = station.plan
+    if plan.plain:
+        _log.warning("no TLS: for development, or behind a proxy that has it")
+    if plan.open:
+        _log.warning("open: anybody who finds this relay may use it")
+    with contextlib.suppress(BrokenPipeError):
+        print(announce(station), flush=True)
 
 
 def relay_door(config: Config) -> Any:
@@ -124,13 +179,18 @@ def relay_door(config: Config) -> Any:
             or config.derp.derp_verify_url
             or config.derp.derp_allow_keys
         )
-        station = await Station.start(plan_of(config, members=None if asked else is_member))
         try:
-            print(announce(station), flush=True)
-            yield
-            await station.drain(1.0)
-        finally:
-            await station.aclose()
+            station = await Station.start(plan_of(config, members=None if asked else is_member))
+        except ConfigError as error:
+            raise ConfigError(f"{error}  ([derp] of the file, or MESHNODE_DERP_…)") from None
+        with _reloads() as on_hangup:
+            on_hangup.append(station.reload)
+            try:
+                _say(station)
+                yield
+                await station.drain(1.0)
+            finally:
+                await station.aclose()
 
     return door
 
@@ -139,9 +199,10 @@ def announce(station: Any) -> str:
     """What an operator wants to see: where it listens, and for a certificate of its own what goes into the map."""
     from meshnode.relay.identity import headscale_yaml
 
-    lines = [f"ready {station.host}:{station.server.port} {station.server.public}"]
-    if station.pin:
+    host = f"[{station.host}]" if ":" in station.host else station.host
+    lines = [f"ready {host}:{station.server.port} {station.server.public}"]
+    if station.plan.hosts and not station.plan.plain:
         region = station.region()
-        lines += ["", "# for Headscale's derp.paths:", headscale_yaml(region).rstrip()]
-        lines += ["", "# the same as JSON:", json.dumps({str(region["RegionID"]): region})]
+        lines += ["", "# the region as JSON:", json.dumps({str(region["RegionID"]): region})]
+        lines += ["", "# for Headscale's derp.paths:", headscale_yaml(region).rstrip(), ""]
     return "\n".join(lines)

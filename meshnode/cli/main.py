@@ -18,6 +18,7 @@ from meshnode.base.errors import ConfigError, MeshError
 from meshnode.config.model import Secret, default_of, key_of, settings
 
 USAGE_EXIT: Final = 2
+BUG_EXIT: Final = 70
 SIGINT_EXIT: Final = 130
 
 
@@ -61,6 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has enough: end as other tools do, without a second complaint.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
+    except Exception as error:
+        if debug:
+            import traceback
+
+            traceback.print_exc()
+        _complain(f"a bug of meshnode, {type(error).__name__}: {error}; please report it with what --debug shows")
+        return BUG_EXIT
 
 
 def exit_code_of(error: MeshError) -> int:
@@ -236,6 +244,7 @@ def _derp(parser: argparse.ArgumentParser) -> None:
         elif section == "run" and item.name in ("log", "log_level"):
             _add_setting(parser, item)
     parser.add_argument("--check", metavar="HOST[:PORT]", help="look at a relay from outside, and say what to mend")
+    parser.add_argument("--pin", metavar="sha256-raw:HEX", help="with --check: the certificate that the relay map pins")
     _json(parser)
 
 

@@ -288,7 +288,8 @@ def _find(
     path: tuple[str, ...],
 ) -> _Source | None:
     if flags.get(item.name) is not None:
-        return _Source(flags[item.name], "--" + item.name.replace("_", "-"))
+        word = item.name if item.metadata["flag"] else key_of(item)
+        return _Source(flags[item.name], "--" + word.replace("_", "-"))
     for name in environment_names(item):
         if environment.get(name):
             return _Source(environment[name], name)
@@ -300,25 +301,25 @@ def _find(
 def _convert(item: Field[Any], source: _Source, environment: Mapping[str, str], read_text: ReadText) -> Any:
     default = default_of(item)
     value, origin = source.value, source.origin
-    is_secret = isinstance(default, Secret)
+    is_secret, name = isinstance(default, Secret), key_of(item)
     if isinstance(value, str):
-        value = _indirect(item.name, value, origin, environment, read_text, is_secret)
+        value = _indirect(name, value, origin, environment, read_text, is_secret)
     shown = "its value" if is_secret else repr(value)
     try:
         value = _as_type(default, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         kind = _KINDS.get(type(default), "text")
-        raise ConfigError(f"{item.name}: {shown} is not {kind}  ({origin})") from None
+        raise ConfigError(f"{name}: {shown} is not {kind}  ({origin})") from None
     choices = item.metadata["choices"]
     if choices and value not in choices:
-        raise ConfigError(f"{item.name}: {shown} is none of {', '.join(choices)}  ({origin})")
+        raise ConfigError(f"{name}: {shown} is none of {', '.join(choices)}  ({origin})")
     if problem := out_of_bounds(item, value):
-        raise ConfigError(f"{item.name}: {problem}  ({origin})")
+        raise ConfigError(f"{name}: {problem}  ({origin})")
     check = _CHECKS.get(item.name)
     if check is not None:
         problem, value = check(value)
         if problem:
-            raise ConfigError(f"{item.name}: {problem}  ({origin})")
+            raise ConfigError(f"{name}: {problem}  ({origin})")
     return value
 
 

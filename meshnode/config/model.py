@@ -298,13 +298,25 @@ class Derp:
         flag=False,
     )
     derp_metrics: str = setting("", "Prometheus metrics over HTTP", metavar="HOST:PORT", key="metrics", flag=False)
-    derp_region: int = setting(900, "region number in the printed map", metavar="N", key="region", flag=False)
-    derp_clients: int = setting(65536, "clients at once", metavar="N", key="clients", flag=False)
-    derp_rate: int = setting(0, "bytes a second from one client; 0: no limit", unit="bytes/s", key="rate", flag=False)
-    derp_per_ip: int = setting(0, "connections of one address; 0: no limit", metavar="N", key="per_ip", flag=False)
-    derp_per_ip_rate: int = setting(
-        0, "new connections a second from one address; 0: no limit", metavar="N", key="per_ip_rate", flag=False
+    derp_bootstrap_dns: tuple[str, ...] = setting(
+        (), "name whose addresses clients may ask for while their own DNS fails, as the control server's",
+        metavar="NAME", key="bootstrap_dns", flag=False,
+    )  # fmt: skip
+    derp_region: int = setting(
+        900, "region number in the printed map", metavar="N", key="region", flag=False, bounds=(1, 65535)
     )
+    derp_clients: int = setting(65536, "clients at once", metavar="N", key="clients", flag=False, bounds=(1, 1_000_000))
+    derp_rate: int = setting(
+        0, "bytes a second from one client; 0: no limit", unit="bytes/s", metavar="N", key="rate", flag=False,
+        bounds=(0, 1e12),
+    )  # fmt: skip
+    derp_per_ip: int = setting(
+        0, "connections of one address; 0: no limit", metavar="N", key="per_ip", flag=False, bounds=(0, 1_000_000)
+    )
+    derp_per_ip_rate: int = setting(
+        0, "new connections a second from one address; 0: no limit", metavar="N", key="per_ip_rate", flag=False,
+        bounds=(0, 1_000_000),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,4 +393,9 @@ def out_of_bounds(item: Field[Any], value: Any) -> str:
     if bounds is None or bounds[0] <= value <= bounds[1]:
         return ""
     unit = f" {item.metadata['unit']}" if item.metadata["unit"] else ""
-    return f"{value:g}{unit} is outside {bounds[0]:g} to {bounds[1]:g}{unit}"
+    return f"{_number(value)}{unit} is outside {_number(bounds[0])} to {_number(bounds[1])}{unit}"
+
+
+def _number(value: float) -> str:
+    """As a person writes it."""
+    return str(int(value)) if value == value // 1 else f"{value:g}"

@@ -23,9 +23,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from meshnode.base.errors import ConfigError, KeyFormatError, StateError
+from meshnode.base.errors import ConfigError, StateError
 from meshnode.base.keys import NodePrivate, NodePublic
 from meshnode.run.clock import Clock
+from meshnode.run.log import get_logger
 from meshnode.wire import derp
 
 KEY_FILE: Final = "relay.key.json"
@@ -33,6 +34,7 @@ PEM_FILE: Final = "relay.pem"
 SELF_SIGNED_DAYS: Final = 3650
 RENEW_DAYS: Final = 30
 META_DAYS: Final = 30
+_log = get_logger("derp")
 
 
 def load_key(folder: Path, clock: Clock) -> NodePrivate:
@@ -41,7 +43,9 @@ def load_key(folder: Path, clock: Clock) -> NodePrivate:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if path.exists():
-            return _parse_key(path.read_text(), path)
+            if path.stat().st_mode & 0o077:
+                _log.warning("others on this machine can read the relay's key", file=str(path), mend="chmod 600")
+            return _parse_key(path.read_bytes(), path)
         key = NodePrivate.generate(clock.entropy)
         write_secret(path, json.dumps({"PrivateKey": key.reveal_text()}).encode())
         return key
@@ -49,10 +53,10 @@ def load_key(folder: Path, clock: Clock) -> NodePrivate:
         raise StateError(f"cannot keep the relay's key in {folder}: {error.strerror}; choose another --dir") from None
 
 
-def _parse_key(text: str, path: Path) -> NodePrivate:
+def _parse_key(content: bytes, path: Path) -> NodePrivate:
     try:
-        return NodePrivate.parse(json.loads(text)["PrivateKey"])
-    except (ValueError, KeyError, TypeError, KeyFormatError):
+        return NodePrivate.parse(json.loads(content)["PrivateKey"])
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StateError(f"{path} does not hold a relay's key; move it away to make a new one") from None
 
 
@@ -73,14 +77,16 @@ def write_secret(path: Path, content: bytes) -> None:
 def self_signed(folder: Path, names: Sequence[str]) -> bytes:
     """A kept certificate for these host names and addresses, with its key, as PEM; made anew when it no longer fits.
 
-    StateError if it cannot be kept.
+    StateError if it cannot be kept, or what is kept is damaged: a new one has another pin, which somebody must tell
+    the clients.
     """
     path = folder / PEM_FILE
     try:
         if path.exists():
             kept = path.read_bytes()
-            if _fits(kept, names):
+            if _fits(_sound(kept, path), names):
                 return kept
+            _log.warning("a new certificate, for other names or more days: relay maps need its pin", file=str(path))
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         made = make_self_signed(names)
         write_secret(path, made)
@@ -130,11 +136,20 @@ def general_name(name: str) -> x509.GeneralName:
         return x509.DNSName(name)
 
 
-def _fits(pem: bytes, names: Sequence[str]) -> bool:
+def _sound(pem: bytes, path: Path) -> x509.Certificate:
     try:
         certificate = x509.load_pem_x509_certificate(pem)
-    except ValueError:
-        return False
+        key = serialization.load_pem_private_key(pem, None)
+        if key.public_key() == certificate.public_key():
+            return certificate
+    except (ValueError, TypeError):
+        pass
+    raise StateError(
+        f"{path} does not hold a certificate and its key; move it away to make a new one, which has another pin"
+    )
+
+
+def _fits(certificate: x509.Certificate, names: Sequence[str]) -> bool:
     lasts = certificate.not_valid_after_utc - datetime.now(UTC) > timedelta(days=RENEW_DAYS)
     return lasts and set(names) <= set(names_of(certificate))
 

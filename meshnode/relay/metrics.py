@@ -5,8 +5,14 @@ Source: docs/protocol/paths.md 1.13.
 
 from __future__ import annotations
 
+import os
+import resource
+import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
+
+from meshnode import __version__
 
 _COUNTERS: Final = {
     "derp_accepts": "accepts",
@@ -27,6 +33,7 @@ _COUNTERS: Final = {
     "derp_websocket_accepts": "websockets",
     "derp_total_dup_client_conns": "dup_conns_total",
     "tls_listener_rejected_connections": "accept_refused",
+    "meshnode_derp_accept_errors": "accept_errors",
     "meshnode_derp_logins": "logins",
     "meshnode_derp_per_ip_refused": "per_ip_refused",
     "meshnode_derp_accept_pauses": "accept_pauses",
@@ -68,23 +75,37 @@ _DROPS: Final = {
 
 
 def render(
-    stats: Mapping[str, int],
-    counters: Mapping[str, int],
-    stun: Mapping[str, int],
-    *,
-    unanswered: int = 0,
-    expires: float | None = None,
-) -> str:
+    stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int], *, started: float = 0.0,
+    certificate_until: float = 0.0,
+) -> str:  # fmt: skip
     """The page. `stats`: of the C core; `counters`: of the server; `stun`: of the STUN server.
 
-    unanswered: questions about clients that nobody answered. expires: end of the certificate, seconds since 1970.
+    started: when, seconds since 1970. certificate_until: when it ends, the same; 0: there is none.
     """
-    lines = [*_lines(stats, counters, stun), "# TYPE meshnode_derp_admission_unanswered counter"]
-    lines.append(f"meshnode_derp_admission_unanswered {unanswered}")
-    if expires is not None:
-        lines.append("# TYPE meshnode_derp_certificate_expiry_timestamp_seconds gauge")
-        lines.append(f"meshnode_derp_certificate_expiry_timestamp_seconds {expires:.0f}")
+    lines = [*_lines(stats, counters, stun), *_process(started)]
+    if certificate_until:
+        lines += _one("meshnode_derp_certificate_until_unix_time", "gauge", f"{certificate_until:.0f}")
     return "\n".join(lines) + "\n"
+
+
+def _one(name: str, kind: str, value: object) -> list[str]:
+    return [f"# TYPE {name} {kind}", f"{name} {value}"]
+
+
+def _process(started: float) -> Iterator[str]:
+    """What every exporter tells of its process, under the usual names and derper's."""
+    descriptors = len(os.listdir("/proc/self/fd"))
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    yield from _one("process_start_time_seconds", "gauge", f"{started:.3f}")
+    yield from _one("process_start_unix_time", "gauge", f"{started:.0f}")
+    yield from _one("uptime_sec", "gauge", f"{max(0.0, time.time() - started):.0f}")
+    yield from _one("process_cpu_seconds_total", "counter", f"{time.process_time():.2f}")
+    yield from _one("process_resident_memory_bytes", "gauge", pages * resource.getpagesize())
+    yield from _one("process_open_fds", "gauge", descriptors)
+    yield from _one("derp_current_file_descriptors", "gauge", descriptors)
+    yield from _one("process_max_fds", "gauge", resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    yield "# TYPE version gauge"
+    yield f'version{{version="{__version__}",binary="meshnode"}} 1'
 
 
 def _lines(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int]) -> Iterator[str]:
@@ -112,7 +133,6 @@ def _lines(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[
     yield "# TYPE stun_addrfamily counter"
     for family in ("ipv4", "ipv6"):
         yield f'stun_addrfamily{{family="{family}"}} {stun.get(family, 0)}'
-    yield "# TYPE meshnode_derp_refused counter"
-    yield f"meshnode_derp_refused {counters.get('refused', 0)}"
-    yield "# TYPE meshnode_derp_revoked counter"
-    yield f"meshnode_derp_revoked {counters.get('revoked', 0)}"
+    for key in ("refused", "revoked", "unanswered"):
+        yield from _one(f"meshnode_derp_{key}", "counter", counters.get(key, 0))
+    yield from _one("bootstrap_dns_requests", "counter", counters.get("bootstrap_dns_requests", 0))

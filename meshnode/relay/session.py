@@ -8,6 +8,7 @@ Source: docs/protocol/paths.md 1.4, 1.11.
 
 from __future__ import annotations
 
+import email.utils
 from collections.abc import Callable
 from enum import Enum, IntEnum
 from typing import Final
@@ -53,12 +54,14 @@ class Session:
     """One connection until it is logged in."""
 
     def __init__(
-        self, private: NodePrivate, pages: Pages = lambda request, role: None, role: Role = Role.RELAY
-    ) -> None:
-        """pages: answers of the owner's own, asked first."""
+        self, private: NodePrivate, pages: Pages = lambda request, role: None, role: Role = Role.RELAY,
+        wall: Callable[[], float] = lambda: 0.0,
+    ) -> None:  # fmt: skip
+        """pages: answers of the owner's own, asked first. wall: seconds since 1970, for the Date of answers."""
         self._private = private
         self._pages = pages
         self._role = role
+        self._wall = wall
         self._http: ServerHttp | None = ServerHttp(body_limit=0)
         self._login = derp.ServerLogin(private)
         self._kept = b""
@@ -101,7 +104,8 @@ class Session:
                 if rest is not None:
                     return rest
             status, body, headers = self._pages(request, self._role) or respond(request)
-            self.out += http.respond(status, body, headers)
+            date = email.utils.formatdate(self._wall(), usegmt=True)
+            self.out += http.respond(status, body, [("Date", date), *headers])
             if not http.is_reusable:
                 self.want = Want.CLOSE
                 return b""

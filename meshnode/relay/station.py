@@ -7,27 +7,28 @@ bad one is told and the last good one stays.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from cryptography import x509
-
-from meshnode.base.addr import RegionId, split_host_port
-from meshnode.base.errors import ConfigError
+from meshnode.base.addr import RegionId
+from meshnode.base.errors import ConfigError, RelayError
+from meshnode.base.keys import NodePrivate
 from meshnode.netmap.model import RelayNode
 from meshnode.relay import acme, identity, metrics
 from meshnode.relay.acme import Acme
 from meshnode.relay.admit import Admit, Gate, KeysFile, allow_everybody
+from meshnode.relay.bootstrap import BootstrapDns
+from meshnode.relay.certificate import CertificateFiles
 from meshnode.relay.inherit import inherited_sockets
 from meshnode.relay.mesh import parse_mesh_key
 from meshnode.relay.options import DialOptions
-from meshnode.relay.server import Limits, RelayServer, listen_on
+from meshnode.relay.places import LOOPBACK, OFF, listen_addresses, parse_target, usual_host
+from meshnode.relay.plan import Plan
+from meshnode.relay.server import RelayServer, listen_on
 from meshnode.relay.session import Page, Role
 from meshnode.relay.stun import StunServer
 from meshnode.relay.verify import VerifyUrl
@@ -35,44 +36,15 @@ from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
 from meshnode.wire.http1 import Request
 
-OFF: Final = "off"
 HTTPS_PORT: Final = 443
 HTTP_NAME: Final = "http"
 """FileDescriptorName of an inherited socket for plain HTTP."""
 PLAIN_PAGES: Final = ("/generate_204", "/healthz", "/robots.txt")
 """Served by plain HTTP; everything else is by https."""
+METRICS_PAGES: Final = ("/metrics", "/debug/varz")
+"""The second is where derper has them."""
 RELOAD_S: Final = 15.0
 _log = get_logger("derp")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a Station is made of. Addresses are `[HOST]:PORT`, '' or `off` for none."""
-
-    listen: tuple[str, ...] = (":443",)
-    stun: str = ":3478"
-    http: str = OFF
-    hosts: tuple[str, ...] = ()
-    folder: Path = Path("derp")
-    self_signed: bool = False
-    cert: str = ""
-    key: str = ""
-    acme: str = ""
-    """"letsencrypt", or the URL of an ACME directory; its terms of service are agreed to."""
-    acme_email: str = ""
-    acme_by: str = "auto"
-    plain: bool = False
-    open: bool = False
-    verify_url: str = ""
-    allow_keys: str = ""
-    members: Admit | None = None
-    """Of the tailnet that a node beside the relay has joined."""
-    ca_file: str = ""
-    mesh: tuple[str, ...] = ()
-    mesh_key: str = field(default="", repr=False)
-    metrics: str = ""
-    region: int = 900
-    limits: Limits = Limits()
 
 
 class Station:
@@ -86,7 +58,9 @@ class Station:
         self.pin = ""
         """Of a self-signed certificate, as a relay map names it."""
         self._rooms = AsyncExitStack()
-        self._cert_stamp: tuple[float, ...] = ()
+        self._started = clock.wall()
+        self._files: CertificateFiles | None = None
+        self._bootstrap: BootstrapDns
         self._gate: Gate | None = None
         self._acme: Acme | None = None
         self._pem: bytes | None = None
@@ -115,7 +89,8 @@ class Station:
 
     def reload(self) -> None:
         """Certificate and lists anew, as for SIGHUP."""
-        self._load_certificate(force=True)
+        if self._files is not None:
+            self._load_certificate(self._files, force=True)
         if self._gate is not None:
             self._gate.forget()
 
@@ -139,7 +114,10 @@ class Station:
     # --- opening ---
 
     async def _open(self) -> None:
-        plan = self.plan
+        hosts = tuple(usual_host(text, "host") for text in self.plan.hosts)
+        plan = self.plan = replace(self.plan, hosts=hosts)
+        self._bootstrap = BootstrapDns([usual_host(text, "bootstrap_dns") for text in plan.bootstrap_dns])
+        neighbours = [_neighbour(text, number) for number, text in enumerate(plan.mesh)]
         admit = await self._admission()
         mesh_key = parse_mesh_key(plan.mesh_key) if plan.mesh_key else ""
         if plan.mesh and not mesh_key:
@@ -149,13 +127,15 @@ class Station:
             private=key, admit=admit, clock=self.clock, limits=plan.limits, mesh_key=mesh_key, pages=self._page
         )
         pem = self._pem = self._certificate()
-        sockets = [listen_on(*address) for text in plan.listen for address in _addresses(text, "listen")]
+        places = [address for text in plan.listen for address in listen_addresses(text, "listen")]
+        sockets: list[socket.socket] = []
         self._rooms.callback(_close_all, sockets)
-        http = [listen_on(*address) for address in _addresses(plan.http, "http")]
+        sockets += [listen_on(*address) for address in places]
+        http = [listen_on(*at, "http") for at in listen_addresses(plan.http, "http")]
         self._rooms.callback(_close_all, http)
         for name, each in [] if plan.listen else inherited_sockets():
             (http if name == HTTP_NAME else sockets).append(each)
-        page = [listen_on(*address) for address in _addresses(plan.metrics, "metrics")]
+        page = [listen_on(*at, "metrics") for at in listen_addresses(plan.metrics, "metrics", default_host=LOOPBACK)]
         self._rooms.callback(_close_all, page)
         if not sockets:
             raise ConfigError("listen: no address; give one as --listen :443")
@@ -165,20 +145,40 @@ class Station:
         try:
             self.server.set_certificate(pem)
         except ValueError as error:
-            raise ConfigError(f"cert: {error}") from None
+            raise self._files.unfit(error) if self._files else ConfigError(f"cert: {error}") from None
         await self._start_stun()
-        if plan.mesh:
-            neighbours = [_neighbour(text, number, plan.plain) for number, text in enumerate(plan.mesh)]
-            self.server.join_mesh(neighbours, DialOptions(plan.ca_file, plain=plan.plain))
+        if neighbours:
+            self.server.join_mesh(neighbours, self._dial_options(neighbours[0]))
         for each in sockets:
             self.server.take(each, tls=pem is not None)
         for role, opened in ((Role.HTTP, http), (Role.METRICS, page)):
             for each in opened:
                 self.server.take(each, tls=False, role=role)
-        if plan.cert:
-            self.server.scope.spawn(self._watch_certificate(), "certificate")
+        self._spawn()
         if self._acme is not None:
             await self._start_acme(self._acme)
+
+    def _spawn(self) -> None:
+        """What goes on beside the serving."""
+        plan, spawn = self.plan, self.server.scope.spawn
+        if self._files is not None:
+            spawn(self._watch_certificate(self._files), "certificate")
+        if plan.bootstrap_dns:
+            spawn(self._bootstrap.keep(), "bootstrap-dns")
+        if plan.verify_url and self._gate is not None:
+            # Nobody has this key: the answer is no, and that there is none is told now and not to the first client.
+            nobody = NodePrivate.generate(self.clock.entropy).public()
+            spawn(self._gate.recheck(nobody, LOOPBACK), "verifier")
+
+    def _dial_options(self, neighbour: RelayNode) -> DialOptions:
+        """How neighbours are reached. ConfigError now if the CA file is of no use."""
+        options = DialOptions(self.plan.ca_file, plain=self.plan.plain)
+        try:
+            if not self.plan.plain:
+                options.carried_context_for(neighbour)
+        except RelayError as error:
+            raise ConfigError(str(error)) from None
+        return options
 
     async def _admission(self) -> Admit:
         plan = self.plan
@@ -204,7 +204,7 @@ class Station:
         return self._gate
 
     async def _start_stun(self) -> None:
-        for host, port in _addresses(self.plan.stun, "stun"):
+        for host, port in listen_addresses(self.plan.stun, "stun"):
             self.stun = await StunServer.start(host, port)
             self._rooms.callback(self.stun.close)
 
@@ -237,7 +237,8 @@ class Station:
             return pem
         if plan.acme:
             return self._prepare_acme()
-        return self._read_certificate()
+        self._files = CertificateFiles(plan.cert, plan.key, plan.hosts)
+        return self._files.read()
 
     def _prepare_acme(self) -> bytes:
         """The kept certificate; before the first there is only one that nobody trusts."""
@@ -275,44 +276,16 @@ class Station:
         """Show this to an ACME server that asks by TLS; everybody else goes on meeting the certificate."""
         self.server.set_certificate(self._pem, proof)
 
-    def _read_certificate(self) -> bytes:
-        plan = self.plan
-        pem = b""
-        stamps = []
-        for name in (plan.cert, plan.key):
-            if not name:
-                continue
-            try:
-                stamps.append(os.stat(name).st_mtime)
-                pem += Path(name).read_bytes() + b"\n"
-            except OSError as error:
-                raise ConfigError(f"cert: cannot read {name}: {error.strerror}") from None
-        leaf = identity.first_certificate(pem, plan.cert)
-        self._cert_stamp = tuple(stamps)
-        self._check_names(leaf)
-        return pem
-
-    def _check_names(self, leaf: x509.Certificate) -> None:
-        names = identity.names_of(leaf)
-        missing = [host for host in self.plan.hosts if host not in names and f"*.{host.partition('.')[2]}" not in names]
-        if missing:
-            _log.warning("the certificate is for other names", missing=", ".join(missing), has=", ".join(names))
-
-    async def _watch_certificate(self) -> None:
+    async def _watch_certificate(self, files: CertificateFiles) -> None:
         while True:
             await asyncio.sleep(RELOAD_S)
-            self._load_certificate(force=False)
+            self._load_certificate(files, force=False)
 
-    def _load_certificate(self, *, force: bool) -> None:
-        plan = self.plan
-        if not plan.cert:
-            return
+    def _load_certificate(self, files: CertificateFiles, *, force: bool) -> None:
         try:
-            stamps = tuple(os.stat(name).st_mtime for name in (plan.cert, plan.key) if name)
-            if stamps == self._cert_stamp and not force:
-                return
-            self._use(self._read_certificate())
-            _log.info("certificate read again", file=plan.cert)
+            if force or files.has_changed():
+                self._use(files.read())
+                _log.info("certificate read again", file=files.chain)
         except (OSError, ConfigError, ValueError) as error:
             _log.warning("the last certificate stays in use", error=str(error))
 
@@ -324,21 +297,22 @@ class Station:
             return (404, b"not found\n", []) if proof is None else (200, proof, [("Content-Type", "text/plain")])
         if role is Role.HTTP and not self.plan.plain and request.path not in PLAIN_PAGES:
             return 302, b"", [("Location", f"https://{self._authority()}{_printable(request.target)}")]
-        if role is Role.METRICS and request.path == "/metrics":
+        if role is Role.METRICS and request.path in METRICS_PAGES:
             return 200, self._metrics().encode(), [("Content-Type", "text/plain; version=0.0.4")]
         if request.path == "/bootstrap-dns":
-            return 200, b"{}", [("Content-Type", "application/json")]
+            self.server.counters["bootstrap_dns_requests"] += 1
+            headers = [("Content-Type", "application/json"), ("Connection", "close")]
+            return 200, self._bootstrap.page(request.query), headers
         return None
 
     def _metrics(self) -> str:
-        pem = self._pem
-        return metrics.render(
-            self.server.stats(),
-            self.server.counters,
-            self.stun.counters if self.stun else {},
-            unanswered=self._gate.failures if self._gate is not None else 0,
-            expires=identity.first_certificate(pem, "it").not_valid_after_utc.timestamp() if pem else None,
-        )
+        until = 0.0
+        if self._pem is not None:
+            until = identity.first_certificate(self._pem, "it").not_valid_after_utc.timestamp()
+        asked = {"unanswered": self._gate.failures if self._gate is not None else 0}
+        stun = self.stun.counters if self.stun is not None else {}
+        counters = {**self.server.counters, **asked}
+        return metrics.render(self.server.stats(), counters, stun, started=self._started, certificate_until=until)
 
     def _authority(self) -> str:
         """Host and port of our https URLs."""
@@ -367,22 +341,6 @@ def _all_of(asked: Sequence[Admit]) -> Admit:
     return admit
 
 
-def _addresses(text: str, name: str) -> list[tuple[str, int]]:
-    """`[HOST]:PORT` as something to bind; no host: every address of both families."""
-    if not text or text == OFF:
-        return []
-    try:
-        host, port = split_host_port(text, default_host="::")
-        ipaddress.ip_address(host)
-    except ValueError:
-        raise ConfigError(f"{name}: {text!r} is no address; write :443 or 192.0.2.1:443") from None
-    if host == "::" and not socket.has_ipv6:
-        host = "0.0.0.0"
-    return [(host, port)]
-
-
-def _neighbour(text: str, number: int, plain: bool) -> RelayNode:
-    host, _, port = text.rpartition(":") if ":" in text.rpartition("]")[2] else (text, "", "")
-    if port and not port.isdigit():
-        raise ConfigError(f"mesh: {text!r} is not HOST[:PORT]")
-    return RelayNode(f"mesh{number}", RegionId(0), host.strip("[]"), port=int(port) if port else 0)
+def _neighbour(text: str, number: int) -> RelayNode:
+    host, port = parse_target(text, "mesh", 0)
+    return RelayNode(f"mesh{number}", RegionId(0), host, port=port)

@@ -42,7 +42,11 @@ class StunServer(asyncio.DatagramProtocol):
             sock.setblocking(False)
         except OSError as error:
             sock.close()
-            raise ListenError(f"stun: {host} port {port} cannot be listened on: {error.strerror}") from None
+            where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            reason = (error.strerror or str(error)).lower()
+            raise ListenError(
+                f"stun: UDP {where} cannot be listened on: {reason}; choose another --stun, or --stun off"
+            ) from None
         transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(lambda: server, sock=sock)
         server._transport = transport
         server.port = sock.getsockname()[1]

@@ -12,7 +12,7 @@ import json
 import ssl
 from contextlib import suppress
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from meshnode.base.errors import ConfigError, ProtocolError, RelayError
 from meshnode.base.keys import NodePublic
@@ -28,12 +28,10 @@ class VerifyUrl:
 
     def __init__(self, url: str, *, ca_file: str = "") -> None:
         """ConfigError if the URL is none, or the CA file cannot be used."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(f"verify_url: {url!r} is no URL; try https://headscale.example/verify")
-        self._host = parts.hostname
+        parts = _split(url)
+        self._host = parts.hostname or ""
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
-        self._header = parts.netloc.rpartition("@")[2]
+        self._header = parts.netloc
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
@@ -76,7 +74,11 @@ class VerifyUrl:
         return await self._exchange(await self._connect(), body)
 
     async def _connect(self) -> _Connection:
-        reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        try:
+            reader, writer = await asyncio.open_connection(self._host, self._port, ssl=self._tls)
+        except (OSError, UnicodeError) as error:
+            reason = getattr(error, "verify_message", "") or getattr(error, "strerror", "") or str(error)
+            raise RelayError(f"{self._host}:{self._port}: {reason}") from None
         return _Connection(reader, writer, ClientHttp(self._header, body_limit=BODY_MAX))
 
     async def _exchange(self, connection: _Connection, body: bytes) -> Response:
@@ -90,6 +92,20 @@ class VerifyUrl:
         else:
             connection.close()
         return response
+
+
+def _split(url: str) -> SplitResult:
+    """ConfigError, which repeats no password."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and url.isascii()
+    except ValueError:
+        parts, fine = SplitResult("", "", "", "", ""), False
+    if "@" in (parts.netloc or url):
+        raise ConfigError("verify_url: holds a user name or a password, and none is sent; leave it out")
+    if not fine:
+        raise ConfigError(f"verify_url: {url!r} is no URL; try https://headscale.example/verify")
+    return parts
 
 
 class _Connection:

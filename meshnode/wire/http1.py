@@ -129,6 +129,8 @@ class ClientHttp(_Half):
 
     def receive(self, data: bytes) -> Response | None:
         """Feed bytes, b'' at end of stream; the answer once it is complete."""
+        if not data and self._http.their_state is h11.SEND_RESPONSE:
+            raise RemoteProtocolError("the connection was closed before an answer came")
         self._feed(data)
         while True:
             event = self._next()

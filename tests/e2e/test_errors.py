@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import os
 import re
+import shutil
 import ssl
 import sys
 from collections.abc import Callable
@@ -37,7 +38,7 @@ This page is compared with the real commands by `tests/e2e/test_errors.py`.
 
 ## Exit codes
 
-0 is success, 1 an error without a better code, 2 also a misused command line, 130 an interrupt.
+0 is success, 1 an error without a better code, 2 also a misused command line, 70 a bug of meshnode, 130 an interrupt.
 A node that is not ready in time ends with the code of what stood in its way, if anything did, else 46.
 
 | code | error | means |
@@ -106,6 +107,24 @@ class Stage:
         """A relay that wants a certificate from nobody."""
         return ("--open", "--host", "relay.lan", "--acme", "https://127.0.0.1:1/dir")
 
+    @property
+    def mismatch(self) -> tuple[str, ...]:
+        """A certificate and the key of another."""
+        return ("--cert", str(self.folder / "ca.pem"), "--key", str(self.folder / "key.pem"))
+
+    @property
+    def udp(self) -> str:
+        """An address that the node has."""
+        return f"127.0.0.1:{self.node.status().endpoints[0].port}"
+
+    @property
+    def broken(self) -> str:
+        """A relay's directory with half a key."""
+        folder = self.folder / "broken"
+        folder.mkdir()
+        (folder / "relay.key.json").write_text('{"PrivateKey": "privkey:4')
+        return str(folder)
+
     def shorten(self, text: str) -> str:
         """What differs from run to run replaced by examples."""
         known = {
@@ -171,6 +190,11 @@ CASES: list[tuple[str, str, Argv]] = [
     ("no certificate", "derp --cert DIR/none.pem", lambda s: s.derp("--open", "--cert", str(s.folder / "none.pem"))),
     ("certificate is none", "derp --cert DIR/file", lambda s: s.derp("--open", "--cert", str(s.folder / "file"))),
     ("no keys file", "derp --allow-keys DIR/none", lambda s: s.derp("--plain", "--allow-keys", str(s.folder / "none"))),
+    ("key of another", "derp --cert ca.pem --key key.pem", lambda s: s.derp("--open", *s.mismatch)),
+    ("name with a port", "derp --host relay.lan:443", lambda s: s.derp("--open", "--host", "relay.lan:443")),
+    ("no verify URL", "derp --verify-url hs.lan", lambda s: s.derp("--plain", "--verify-url", "hs.lan/verify")),
+    ("STUN port in use", "derp --stun 127.0.0.1:41641", lambda s: s.derp("--open", "--plain", "--stun", s.udp)),
+    ("damaged relay key", "derp --dir DIR/broken", lambda s: s.derp("--open", "--plain", "--dir", s.broken)),
     ("mesh without its key", "derp --mesh 192.0.2.1", lambda s: s.derp("--open", "--plain", "--mesh", "192.0.2.1")),
     ("no ACME server", "derp --acme http://ca.lan", lambda s: s.derp("--open", "--acme", "http://ca.lan")),
     ("HTTP-01 without HTTP", "derp --acme-by http-01", lambda s: s.derp(*s.acme, "--acme-by", "http-01")),
@@ -226,7 +250,9 @@ def error_rows() -> list[str]:
 
 async def open_stage(stack: AsyncExitStack, folder: Path, certificates: tuple[Path, Path, Path]) -> Stage:
     """Everything the cases need."""
-    _, certificate, key = certificates
+    authority, certificate, key = certificates
+    shutil.copy(authority, folder / "ca.pem")
+    shutil.copy(key, folder / "key.pem")
     town = await stack.enter_async_context(make_town())
 
     async def not_found(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -45,6 +45,18 @@ def empty_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (["capability", "--spec", "x", "--token", "t", "--port", "0"], 2, "port: 0 is no port; use 1 to 65535"),
         (["ping", "db", "-c", "0"], 2, "--count 0: send at least one ping"),
         (["ping", "db", "--icmp", "--until-direct"], 2, "leave out --until-direct"),
+        (["derp", "--region", "x"], 2, "region: 'x' is not a whole number  (--region)"),
+        (["derp", "--clients=-5"], 2, "clients: -5 is outside 1 to 1000000  (--clients)"),
+        (["derp", "--rate", "1" * 400], 2, "is outside 0 to 1000000000000 bytes/s  (--rate)"),
+        (["derp", "--mesh-key", "env:NOPE"], 2, "mesh_key: environment variable NOPE is not set  (--mesh-key)"),
+        (["derp", "--json"], 2, "--json: belongs to --check HOST"),
+        (["derp", "--check", ""], 2, "check: '' is neither a host name nor an IP address"),
+        (["derp", "--check", "a..b"], 2, "check: 'a..b' is neither a host name nor an IP address"),
+        (["derp", "--check", "relay:99999"], 2, "check: 'relay:99999' is not HOST[:PORT]; ports are 1 to 65535"),
+        (["derp", "--check", "127.0.0.1", "--ca-file", "/nope"], 2, "ca_file: /nope cannot be used: No such file"),
+        (["derp", "--check", "127.0.0.1", "--ca-file", "/dev/null"], 2, "ca_file: /dev/null cannot be used: holds no"),
+        (["derp", "--check", "127.0.0.1", "--pin", "x"], 2, "pin: 'x' is not sha256-raw: and 64 hex digits"),
+        (["derp", "--check", "127.0.0.1", "--stun", "x"], 2, "stun: 'x' is no address"),
     ],
 )
 def test_misuse(words: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -54,6 +66,18 @@ def test_misuse(words: list[str], code: int, said: str, capsys: pytest.CaptureFi
     assert captured.err.startswith("meshnode: ")
     assert said in captured.err
     assert captured.err.count("\n") == 1
+
+
+def test_a_bug_is_one_line_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(parsed: object) -> int:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr("meshnode.cli.commands.run_version", broken)
+    assert main(["version"]) == 70
+    said = capsys.readouterr().err
+    assert "a bug of meshnode, ZeroDivisionError: division by zero; please report it" in said and said.count("\n") == 1
+    assert main(["version", "--debug"]) == 70
+    assert "Traceback" in capsys.readouterr().err
 
 
 def test_a_literal_key_is_never_echoed(capsys: pytest.CaptureFixture[str]) -> None:

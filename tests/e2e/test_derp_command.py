@@ -1,0 +1,145 @@
+"""`meshnode derp` as a process: signals while it starts, keys in the process list, what it prints and warns of."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import aiohttp
+import pytest
+
+from meshnode.base.errors import ConfigError
+from meshnode.cli.derp import relay_door
+from meshnode.config.model import Config, Derp
+from tests.e2e.test_relay import LIMIT_S
+
+MESH_KEY = "5c" * 32
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
+
+
+@contextmanager
+def relay(folder: Path, *words: str, **how: object) -> Iterator[subprocess.Popen[str]]:
+    """`meshnode derp` on some port, ended at the end."""
+    command = [sys.executable, "-m", "meshnode", "derp", "--listen", "127.0.0.1:0", "--stun", "off"]
+    command += ["--dir", str(folder / "d"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """(exit code, standard output, standard error) after SIGTERM."""
+    assert process.stdout is not None and process.stderr is not None
+    process.send_signal(signal.SIGTERM)
+    code = process.wait(LIMIT_S)
+    return code, process.stdout.read(), process.stderr.read()
+
+
+def test_a_signal_while_it_waits_for_its_certificate(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}/directory"
+        with relay(tmp_path, "--open", "--host", "relay.lan", "--acme", url) as process:
+            silent.settimeout(LIMIT_S * 3)
+            asked, _ = silent.accept()
+            with asked:
+                process.send_signal(signal.SIGHUP)
+                code, out, err = ended(process)
+    assert (code, out) == (0, "") and "Traceback" not in err
+
+
+def test_a_mesh_key_on_the_command_line_leaves_the_process_list(tmp_path: Path) -> None:
+    with relay(tmp_path, "--open", "--plain", "--mesh-key", MESH_KEY) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("ready 127.0.0.1:")
+        argv = Path(f"/proc/{process.pid}/cmdline").read_text()
+        assert "--mesh-key" in argv and MESH_KEY not in argv
+        code, _, err = ended(process)
+        assert code == 0 and MESH_KEY not in err
+
+
+def test_what_is_printed_can_be_pasted_and_what_is_risky_is_said(tmp_path: Path) -> None:
+    with relay(tmp_path, "--open", "--self-signed", "--host", "0:0:0:0:0:0:0:1") as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        _, rest, err = ended(process)
+    assert first.startswith("ready [::1]:")
+    assert "anybody who finds this relay may use it" in err
+    region, yaml = rest.partition("{")[2], rest.partition("\nregions:\n")[2]
+    node = json.loads("{" + region.partition("\n")[0])["900"]["Nodes"][0]
+    assert (node["IPv4"], node["IPv6"], node["HostName"]) == ("none", "::1", "::1")
+    lines = [line for line in yaml.splitlines() if line]
+    assert lines[0] == "  900:" and all(line.startswith("  ") for line in lines), "nothing but the map to the end"
+    assert f'        certname: "{node["CertName"]}"' in lines
+
+
+def test_a_verifier_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    with relay(tmp_path, "--plain", "--verify-url", "http://127.0.0.1:1/verify") as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("ready ")
+        said = ""
+        while "nobody can be asked" not in said:
+            said = process.stderr.readline()
+            assert said, "it ended"
+        assert "127.0.0.1:1" in said, "who was asked"
+
+
+def beside(folder: Path, **changes: object) -> Config:
+    """`up --derp`."""
+    usual = {
+        "derp": True, "derp_listen": ("127.0.0.1:0",), "derp_stun": "off", "derp_dir": str(folder / "d"),
+        "derp_plain": True,
+    }  # fmt: skip
+    return Config(derp=Derp(**usual | changes))  # type: ignore[arg-type]
+
+
+def test_beside_a_node_a_hangup_reads_again_and_ends_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reloads: list[int] = []
+    monkeypatch.setattr("meshnode.relay.station.Station.reload", lambda station: reloads.append(1))
+
+    async def scenario() -> None:
+        async with relay_door(beside(tmp_path))(SimpleNamespace(netmap=None)):
+            assert signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL
+            signal.raise_signal(signal.SIGHUP)
+            async with asyncio.timeout(LIMIT_S):
+                while not reloads:
+                    await asyncio.sleep(0.01)
+
+    asyncio.run(scenario())
+
+
+def test_beside_a_node_errors_say_where_its_settings_are(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with pytest.raises(ConfigError, match=r"TLS: give exactly one .*\[derp\] of the file"):
+            async with relay_door(beside(tmp_path, derp_plain=False))(SimpleNamespace(netmap=None)):
+                pass
+
+    asyncio.run(scenario())
+
+
+def test_names_for_clients_whose_dns_fails(tmp_path: Path) -> None:
+    with relay(tmp_path, "--open", "--plain", "--bootstrap-dns", "localhost") as process:
+        assert process.stdout is not None
+        port = process.stdout.readline().split()[1].rpartition(":")[2]
+
+        async def ask() -> dict[str, list[str]]:
+            async with aiohttp.ClientSession() as session, asyncio.timeout(LIMIT_S):
+                while True:
+                    async with session.get(f"http://127.0.0.1:{port}/bootstrap-dns?q=localhost") as answer:
+                        assert answer.status == 200 and "Date" in answer.headers
+                        if found := await answer.json():
+                            return found  # type: ignore[no-any-return]
+                    await asyncio.sleep(0.05)
+
+        assert set(asyncio.run(ask())["localhost"]) <= {"127.0.0.1", "::1"}
