@@ -27,10 +27,13 @@ ADMIT_S: Final = 5.0
 YES_S: Final = 30.0
 """How long a yes is believed without asking again."""
 NO_S: Final = 5.0
+"""How long a no is."""
 STALE_YES_S: Final = 600.0
 """While nobody can be asked: how long the last yes still lets its node back in."""
 REMEMBERED_MAX: Final = 65536
+"""Members, and as many strangers: a flood of unknown keys makes nobody forget a member."""
 LOG_EVERY_S: Final = 60.0
+NEVER: Final = -1e9
 KEYS_FILE_MAX: Final = 8 << 20
 _log = get_logger("relay-admit")
 
@@ -58,6 +61,7 @@ class KeysFile:
         self._path = path
         self._stamp: tuple[int, int, int] | None = None
         self._keys: frozenset[NodePublic] = frozenset()
+        self._said = ""
         self._load()
 
     def __len__(self) -> int:
@@ -67,8 +71,11 @@ class KeysFile:
         """Whether the file has the key now. A file that cannot be read any more keeps what it said last."""
         try:
             self._load()
+            self._said = ""
         except ConfigError as error:
-            _log.warning("the list of keys keeps its last contents", error=str(error))
+            if str(error) != self._said:  # once, and not for every client
+                _log.warning("the list of keys keeps its last contents", error=str(error))
+            self._said = str(error)
         return key in self._keys
 
     def _load(self) -> None:
@@ -106,28 +113,36 @@ class Gate:
     def __init__(self, ask: Admit, *, clock: Clock) -> None:
         self._ask = ask
         self._clock = clock
-        self._answers: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
+        self._members: OrderedDict[bytes, float] = OrderedDict()
+        self._strangers: OrderedDict[bytes, float] = OrderedDict()
         self._failed_at = -LOG_EVERY_S
         self.failures = 0
         """Questions without an answer."""
 
     async def __call__(self, key: NodePublic, source: str) -> bool:
         """May this node come in? While nobody can be asked: only if it was let in not long ago."""
-        answer = self._remembered(key, YES_S, NO_S)
-        if answer is None:
-            answer = await self._asked(key, source)
-        if answer is None:
-            answer = self._remembered(key, STALE_YES_S, 0.0) or False
-        return answer
-
-    async def recheck(self, key: NodePublic, source: str) -> bool:
-        """May this member stay? While nobody can be asked: yes."""
+        now = self._clock.now()
+        if now - self.allowed_at(key) < YES_S:
+            return True
+        if now - self._strangers.get(key.raw, NEVER) < NO_S:
+            return False
         answer = await self._asked(key, source)
-        return answer is not False
+        return self._clock.now() - self.allowed_at(key) < STALE_YES_S if answer is None else answer
+
+    async def recheck(self, key: NodePublic, source: str) -> bool | None:
+        """May this member stay? None: nobody can be asked, so it does."""
+        return await self._asked(key, source)
+
+    def allowed_at(self, key: NodePublic) -> float:
+        """When this node was last said to be a member."""
+        return self._members.get(key.raw, NEVER)
 
     def forget(self) -> None:
-        """Ask anew from now on."""
-        self._answers.clear()
+        """Ask anew from now on, of members too. Who was let in not long ago may still return while nobody answers."""
+        self._strangers.clear()
+        stale = self._clock.now() - YES_S
+        for key, at in self._members.items():
+            self._members[key] = min(at, stale)
 
     async def _asked(self, key: NodePublic, source: str) -> bool | None:
         try:
@@ -136,16 +151,13 @@ class Gate:
         except Exception as error:
             self._report(error)
             return None
-        self._answers.pop(key.raw, None)
-        self._answers[key.raw] = (answer, self._clock.now())
-        while len(self._answers) > REMEMBERED_MAX:
-            self._answers.popitem(last=False)
+        known, other = (self._members, self._strangers) if answer else (self._strangers, self._members)
+        other.pop(key.raw, None)
+        known.pop(key.raw, None)
+        known[key.raw] = self._clock.now()
+        if len(known) > REMEMBERED_MAX:
+            known.popitem(last=False)
         return answer
-
-    def _remembered(self, key: NodePublic, yes_s: float, no_s: float) -> bool | None:
-        answer, at = self._answers.get(key.raw, (False, -1e9))
-        fresh = self._clock.now() - at < (yes_s if answer else no_s)
-        return answer if fresh else None
 
     def _report(self, error: Exception) -> None:
         self.failures += 1

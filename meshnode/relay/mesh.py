@@ -26,7 +26,8 @@ from meshnode.wire.http1 import ClientHttp
 
 RETRY_S: Final = 5.0
 LOGIN_S: Final = 10.0
-NEIGHBOUR_FLAGS: Final = 32
+NEIGHBOUR_FLAGS: Final = 32 | 8
+"""MN_OPEN_NEIGHBOUR, and it is asked whether it lives: derper answers pings too."""
 REPLY_MAX: Final = 4096
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 _log = get_logger("relay-mesh")
@@ -44,7 +45,7 @@ def parse_mesh_key(text: str) -> str:
 class _Talk:
     """One connection to a neighbour until it is open, and its end."""
 
-    host: str
+    name: str
     http: ClientHttp | None
     login: derp.ClientLogin
     frames: derp.Frames
@@ -75,7 +76,7 @@ class Mesh:
         self._clock = clock
         self._talks: dict[int, _Talk] = {}
         self.up: set[str] = set()
-        """Host names of the neighbours that are watched now."""
+        """Names (RelayNode.name) of the neighbours that are watched now."""
 
     def start(self, scope: Scope) -> None:
         """Keep every neighbour connected until the scope ends."""
@@ -119,7 +120,7 @@ class Mesh:
                 why = await self._live(node)
             except (OSError, RelayError, ProtocolError, TimeoutError) as error:
                 why = str(error) or "no answer in time"
-            self.up.discard(node.host)
+            self.up.discard(node.name)
             if why == _OURSELVES:
                 return
             if why != said:
@@ -135,7 +136,7 @@ class Mesh:
             http = ClientHttp(node.host, body_limit=REPLY_MAX)
             conn = self._native.adopt(sock.detach(), tls, node.host)
             talk = _Talk(
-                node.host, http, derp.ClientLogin(self._private), derp.Frames(derp.TO_CLIENT), loop.create_future(),
+                node.name, http, derp.ClientLogin(self._private), derp.Frames(derp.TO_CLIENT), loop.create_future(),
                 loop.create_future(),
             )  # fmt: skip
             self._talks[conn] = talk
@@ -183,7 +184,7 @@ class Mesh:
         rest = b"".join(talk.kept) + talk.frames.give_up()
         self._native.open(conn, self._private.public().raw, NEIGHBOUR_FLAGS, rest)
         self._native.tell(conn, derp.WATCH_CONNS, b"")
-        self.up.add(talk.host)
+        self.up.add(talk.name)
 
     @staticmethod
     def _end(talk: _Talk, why: str) -> None:

@@ -75,16 +75,23 @@ _DROPS: Final = {
 
 
 def render(
-    stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[str, int], *, started: float = 0.0,
-    certificate_until: float = 0.0,
-) -> str:  # fmt: skip
+    stats: Mapping[str, int],
+    counters: Mapping[str, int],
+    stun: Mapping[str, int],
+    *,
+    unanswered: int = 0,
+    expires: float | None = None,
+    started: float = 0.0,
+) -> str:
     """The page. `stats`: of the C core; `counters`: of the server; `stun`: of the STUN server.
 
-    started: when, seconds since 1970. certificate_until: when it ends, the same; 0: there is none.
+    unanswered: questions about clients that nobody answered. expires: end of the certificate, seconds since 1970.
+    started: when this relay did, the same.
     """
     lines = [*_lines(stats, counters, stun), *_process(started)]
-    if certificate_until:
-        lines += _one("meshnode_derp_certificate_until_unix_time", "gauge", f"{certificate_until:.0f}")
+    lines += _one("meshnode_derp_admission_unanswered", "counter", unanswered)
+    if expires is not None:
+        lines += _one("meshnode_derp_certificate_expiry_timestamp_seconds", "gauge", f"{expires:.0f}")
     return "\n".join(lines) + "\n"
 
 
@@ -133,6 +140,6 @@ def _lines(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[
     yield "# TYPE stun_addrfamily counter"
     for family in ("ipv4", "ipv6"):
         yield f'stun_addrfamily{{family="{family}"}} {stun.get(family, 0)}'
-    for key in ("refused", "revoked", "unanswered"):
+    for key in ("refused", "revoked"):
         yield from _one(f"meshnode_derp_{key}", "counter", counters.get(key, 0))
     yield from _one("bootstrap_dns_requests", "counter", counters.get("bootstrap_dns_requests", 0))

@@ -20,12 +20,14 @@ from typing import Any, Final, NamedTuple
 from meshnode.base.addr import RegionId
 from meshnode.base.errors import ListenError, ProtocolError
 from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.core.recheck import EVERY_S, Rechecks
 from meshnode.engine import _native
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
-from meshnode.relay.admit import ADMIT_S, Admit, Gate, allow_everybody
+from meshnode.relay.admit import Admit, Gate, allow_everybody
 from meshnode.relay.identity import meta_certificate
 from meshnode.relay.mesh import Mesh
 from meshnode.relay.options import DialOptions
+from meshnode.relay.recheck import keep_asking
 from meshnode.relay.session import Pages, Role, Session, Want
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
@@ -33,8 +35,8 @@ from meshnode.run.scope import Scope
 from meshnode.wire import derp
 
 LOGIN_S: Final = 10.0
-RECHECK_S: Final = 40.0
-"""Every member is asked about once in so long: with the answer's own bound, a removed node is gone within a minute."""
+RECHECK_S: Final = EVERY_S
+KEEP_ALIVE_S: Final = 60.0
 WRITE_STALL_S: Final = 5.0
 CLIENTS_MAX: Final = 65536
 PENDING_MAX: Final = 4096
@@ -148,11 +150,20 @@ class RelayServer:
             per_ip_rate=self.limits.per_ip_rate,
             client_rate=self.limits.client_rate,
             login_ms=int(LOGIN_S * 1000),
+            keep_alive_ms=int(KEEP_ALIVE_S * 1000),
             write_stall_ms=int(WRITE_STALL_S * 1000),
         )
         self._loop.add_reader(self._native.event_fd, self._on_events)
         if isinstance(self.admit, Gate):
-            self.scope.spawn(self._recheck(self.admit), "recheck")
+            asking = keep_asking(
+                self.admit,
+                Rechecks(RECHECK_S),
+                members=self._members,
+                cut_off=self._revoke,
+                clock=self.clock,
+                scope=self.scope,
+            )
+            self.scope.spawn(asking, "recheck")
 
     def set_certificate(self, pem: bytes | None, challenge: bytes = b"") -> None:
         """Of connections from now on; None: none. ValueError if it is of no use.
@@ -201,7 +212,7 @@ class RelayServer:
                 home,
                 live,
                 bool(flags & MESH),
-            )
+            )  # fmt: skip
             for conn, key, source, rp, rb, tp, tb, dropped, waits, age, flags, home, live in self._native.clients()
         ]
 
@@ -306,19 +317,13 @@ class RelayServer:
     def _knows_mesh_key(self, key: str) -> bool:
         return bool(self._mesh_key) and hmac.compare_digest(key.encode(), self._mesh_key.encode())
 
-    async def _recheck(self, gate: Gate) -> None:
-        """Ask about every member again and again, spread over RECHECK_S; those refused are cut off."""
-        while True:
-            clients = [client for client in self.clients() if not client.is_mesh]
-            pause = RECHECK_S / max(1, len(clients))
-            if not clients:
-                await asyncio.sleep(RECHECK_S / 10)
-            for client in clients:
-                await asyncio.sleep(pause)
-                if not await gate.recheck(client.key, client.source):
-                    _log.info("no longer admitted", key=str(client.key), source=client.source)
-                    self.counters["revoked"] += 1
-                    self.close_keys([client.key])
+    def _members(self) -> dict[NodePublic, str]:
+        return {client.key: client.source for client in self.clients() if not client.is_mesh}
+
+    def _revoke(self, key: NodePublic, source: str) -> None:
+        _log.info("no longer admitted", key=str(key), source=source)
+        self.counters["revoked"] += 1
+        self.close_keys([key])
 
     async def _admit(self, conn: int, session: Session, source: str) -> None:
         info = session.info
@@ -327,7 +332,7 @@ class RelayServer:
         allowed = is_mesh
         if not info.mesh_key:
             try:
-                async with asyncio.timeout(ADMIT_S):
+                async with asyncio.timeout(LOGIN_S):  # of a Gate, its own is shorter
                     allowed = await self.admit(session.client, source)
             except Exception as error:
                 _log.warning("admission failed; the client is refused", error=f"{type(error).__name__}: {error}")

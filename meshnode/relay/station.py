@@ -306,13 +306,15 @@ class Station:
         return None
 
     def _metrics(self) -> str:
-        until = 0.0
-        if self._pem is not None:
-            until = identity.first_certificate(self._pem, "it").not_valid_after_utc.timestamp()
-        asked = {"unanswered": self._gate.failures if self._gate is not None else 0}
-        stun = self.stun.counters if self.stun is not None else {}
-        counters = {**self.server.counters, **asked}
-        return metrics.render(self.server.stats(), counters, stun, started=self._started, certificate_until=until)
+        pem = self._pem
+        return metrics.render(
+            self.server.stats(),
+            self.server.counters,
+            self.stun.counters if self.stun else {},
+            unanswered=self._gate.failures if self._gate is not None else 0,
+            started=self._started,
+            expires=identity.first_certificate(pem, "it").not_valid_after_utc.timestamp() if pem else None,
+        )
 
     def _authority(self) -> str:
         """Host and port of our https URLs."""

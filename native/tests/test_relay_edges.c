@@ -22,6 +22,74 @@ static void test_frames(void)
     CHECK_INT(mn_frame_next(unknown_huge, sizeof unknown_huge, &f), MN_FRAME_TOO_BIG);
 }
 
+/* Frames of a stream that comes in two pieces, cut at `cut`, or in many of `cut` bytes: kinds and last bytes, added up
+ * so that order counts. */
+static uint64_t frames_of(const uint8_t *stream, size_t n, size_t cut, bool is_once, uint64_t *skipped)
+{
+    static uint8_t buf[1 << 20];
+    struct mn_frame_reader r = {0};
+    uint64_t sum = 0;
+    for (size_t from = 0; from < n;) {
+        size_t k = from == 0 || !is_once ? cut : n, kept = mn_frame_reader_front(&r, buf), at = 0;
+        struct mn_frame f;
+        k = k < n - from ? k : n - from;
+        CHECK(kept + k <= sizeof buf);
+        memcpy(buf + kept, stream + from, k);
+        while (mn_frame_reader_next(&r, buf, kept + k, &at, &f) == MN_FRAME_WHOLE)
+            sum = sum * 31 + f.kind * 256U + (f.len > 0 ? f.payload[f.len - 1] : 0) + f.len;
+        CHECK(mn_frame_reader_keep(&r, buf + at, kept + k - at));
+        CHECK(kept + k - at < MN_FRAME_HEADER + MN_RELAY_FRAME_MAX); /* of an unknown frame nothing is kept */
+        from += k;
+    }
+    *skipped = r.skipped;
+    mn_frame_reader_free(&r);
+    return sum;
+}
+
+static size_t put(uint8_t *out, uint8_t kind, uint32_t len, uint8_t fill)
+{
+    mn_frame_write_header(out, kind, len);
+    memset(out + MN_FRAME_HEADER, fill, len);
+    return MN_FRAME_HEADER + (size_t)len;
+}
+
+static void test_frames_cut_anywhere(void)
+{
+    static uint8_t stream[3 << 20];
+    uint64_t skipped, seed = 5;
+    size_t n = put(stream, MN_FRAME_PING, 8, 1);
+    n += put(stream + n, 0x7f, 0, 0);
+    n += put(stream + n, 0x7f, 100, 0x12);
+    n += put(stream + n, MN_FRAME_KEEP_ALIVE, 0, 0);
+    n += put(stream + n, 0x0b, 3, 0x12);
+    n += put(stream + n, MN_FRAME_SEND_PACKET, 33, 2);
+    uint64_t whole = frames_of(stream, n, n, true, &skipped);
+    CHECK_INT(skipped, 3);
+    for (size_t cut = 1; cut < n; cut++) {
+        CHECK(frames_of(stream, n, cut, true, &skipped) == whole && skipped == 3);
+        CHECK(frames_of(stream, n, cut, false, &skipped) == whole && skipped == 3);
+    }
+    n = put(stream, 0x7f, MN_RELAY_SKIP_MAX, 0x12);
+    n += put(stream + n, MN_FRAME_PONG, 8, 3);
+    whole = frames_of(stream, n, 4096, false, &skipped);
+    CHECK_INT(skipped, 1);
+    CHECK_INT(whole, MN_FRAME_PONG * 256 + 3 + 8);
+    /* Random frames, known and not, in pieces of random size. */
+    for (int round = 0; round < 200 / MN_TEST_SLOW; round++) {
+        static const uint8_t kinds[] = {0x04, 0x12, 0x06, 0x7f, 0x0b, 0x00, 0xff, 0x14};
+        static const uint32_t sizes[] = {0, 1, 31, 1400, 65568, 100000};
+        n = 0;
+        while (n < (1 << 20)) {
+            uint8_t kind = kinds[test_random(&seed) % sizeof kinds];
+            uint32_t len = sizes[test_random(&seed) % 6];
+            bool is_known = kind == 0x04 || kind == 0x12 || kind == 0x06 || kind == 0x14;
+            n += put(stream + n, kind, is_known && len > MN_RELAY_FRAME_MAX ? 7 : len, (uint8_t)round);
+        }
+        whole = frames_of(stream, n, 200000, false, &skipped);
+        CHECK(frames_of(stream, n, 1 + test_random(&seed) % 100000, false, &skipped) == whole);
+    }
+}
+
 static void test_disco_is_known_by_magic_and_length(void)
 {
     uint8_t p[62] = {0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac};
@@ -157,6 +225,7 @@ static void test_guard(void)
 int main(void)
 {
     RUN(test_frames);
+    RUN(test_frames_cut_anywhere);
     RUN(test_disco_is_known_by_magic_and_length);
     RUN(test_websocket_pieces);
     RUN(test_websocket_sizes);

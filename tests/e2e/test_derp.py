@@ -1,4 +1,4 @@
-"""`meshnode derp` and the Station behind it: TLS, WebSocket, admission, neighbours, draining, what is printed."""
+"""`meshnode derp` and the Station behind it: TLS, WebSocket, neighbours, draining, what is printed."""
 
 from __future__ import annotations
 
@@ -20,17 +20,15 @@ import aiohttp
 import pytest
 
 from meshnode.base.errors import ConfigError, StateError
-from meshnode.base.keys import NodePrivate, NodePublic
+from meshnode.base.keys import NodePrivate
 from meshnode.cli.derp import relay_door
 from meshnode.config.model import Config, Derp
 from meshnode.netmap.model import RelayMap, RelayNode, RelayRegion
 from meshnode.relay import identity, metrics
-from meshnode.relay.admit import Gate, KeysFile
 from meshnode.relay.check import check
 from meshnode.relay.plan import Plan
 from meshnode.relay.pool import RelayState
 from meshnode.relay.station import Station
-from meshnode.relay.verify import VerifyUrl
 from meshnode.run.clock import Clock
 from meshnode.wire import derp
 from tests.e2e.test_relay import DISCO, LIMIT_S, REGION, Bed, exchange, run, until
@@ -180,143 +178,6 @@ def test_websocket_without_the_subprotocol_is_none(tmp_path: Path) -> None:
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 426 ")
         writer.close()
         await station.aclose()
-
-    run(scenario)
-
-
-# --- admission ---
-
-
-class Verifier:
-    """An HTTP server that says who may in, or misbehaves."""
-
-    def __init__(self) -> None:
-        self.allowed: set[str] = set()
-        self.mood = "honest"
-        self.asked = 0
-        self.url = ""
-
-    async def start(self) -> asyncio.Server:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/verify"
-        return server
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-                length = int(head.partition("content-length:")[2].split()[0])
-                question = json.loads(await reader.readexactly(length))
-                self.asked += 1
-                if self.mood == "slow":
-                    await asyncio.sleep(LIMIT_S)
-                if self.mood == "down":
-                    break
-                body = {
-                    "honest": json.dumps({"Allow": question["NodePublic"] in self.allowed}),
-                    "lying": '{"Allow": "yes"}',
-                    "broken": "Allow",
-                }.get(self.mood, "").encode()
-                status = "500 No" if self.mood == "failing" else "200 OK"
-                writer.write(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.transport.abort()
-
-
-def test_verify_url_admits_refuses_and_revokes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshnode.relay.server.RECHECK_S", 0.1)
-
-    async def scenario(bed: Bed) -> None:
-        verifier = Verifier()
-        http = await verifier.start()
-        member = NodePrivate.generate(CLOCK.entropy)
-        verifier.allowed.add(str(member.public()))
-        station = await Station.start(plan_in(tmp_path, open=False, verify_url=verifier.url))
-        client = await bed.client(relays_of(station), private=member)
-        stranger = await bed.client(relays_of(station), connected=False)
-        await until(lambda: stranger.pool.status()[0].error)
-        assert "without admitting us" in stranger.pool.status()[0].error
-        for mood in ("lying", "failing", "broken", "down"):
-            verifier.mood, before = mood, verifier.asked
-            await until(lambda n=before: verifier.asked > n + 2)
-            assert client.state() is RelayState.CONNECTED, f"a member stays while the verifier is {mood}"
-            assert not station.server.find(stranger.key)
-        verifier.mood = "honest"
-        verifier.allowed.clear()
-        await until(lambda: not station.server.find(member.public()))
-        assert station.server.counters["revoked"] >= 1
-        http.close()
-        await station.aclose()
-
-    run(scenario)
-
-
-def test_a_gate_that_cannot_ask_is_closed_to_strangers_and_open_to_those_it_knows() -> None:
-    async def scenario(_: Bed) -> None:
-        answers: dict[NodePublic, bool] = {}
-        fails = False
-
-        async def ask(key: NodePublic, source: str) -> bool:
-            if fails:
-                raise OSError("down")
-            return answers.get(key, False)
-
-        class Now(Clock):
-            at = 0.0
-
-            def now(self) -> Any:
-                return self.at
-
-        clock = Now()
-        gate = Gate(ask, clock=clock)
-        known, stranger = (NodePrivate.generate(CLOCK.entropy).public() for _ in range(2))
-        answers[known] = True
-        assert await gate(known, "x") and not await gate(stranger, "x")
-        fails = True
-        clock.at = 100.0
-        assert await gate(known, "x") and not await gate(stranger, "x")
-        assert await gate.recheck(known, "x") and await gate.recheck(stranger, "x")
-        clock.at = 1000.0
-        assert not await gate(known, "x"), "too long ago"
-        fails = False
-        answers[known] = False
-        assert not await gate.recheck(known, "x")
-
-    run(scenario)
-
-
-def test_a_slow_verifier_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshnode.relay.admit.ADMIT_S", 0.05)
-
-    async def scenario(_: Bed) -> None:
-        verifier = Verifier()
-        http = await verifier.start()
-        verifier.mood = "slow"
-        verify = VerifyUrl(verifier.url)
-        gate = Gate(verify, clock=CLOCK)
-        assert not await gate(NodePrivate.generate(CLOCK.entropy).public(), "127.0.0.1")
-        assert gate.failures == 1
-        await verify.aclose()
-        http.close()
-
-    run(scenario)
-
-
-def test_the_list_of_keys_is_read_again(tmp_path: Path) -> None:
-    async def scenario(_: Bed) -> None:
-        key = NodePrivate.generate(CLOCK.entropy).public()
-        path = tmp_path / "keys"
-        path.write_text(f"# members\n{key}  # laptop\n\n")
-        keys = KeysFile(path)
-        assert len(keys) == 1 and await keys(key, "")
-        path.write_text("# nobody any more\n")
-        assert not await keys(key, "")
-        path.write_text("nodekey:zz\n")
-        assert not await keys(key, ""), "a bad file changes nothing"
-        with pytest.raises(ConfigError, match="keys:1"):
-            KeysFile(path)
 
     run(scenario)
 

@@ -444,21 +444,27 @@ class Raw:
     frames: derp.Frames
 
     @classmethod
-    async def login(cls, port: int, private: NodePrivate | None = None) -> Raw:
+    async def login(cls, port: int, private: NodePrivate | None = None, *, mesh_key: str = "") -> Raw:
         private = private or NodePrivate.generate(CLOCK.entropy)
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=4096)
-        writer.write(b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: derp\r\nConnection: upgrade\r\n\r\n")
-        head = await reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 101 ") and b"Derp-Version: 2\r\n" in head
         raw = cls(reader, writer, private.public(), derp.Frames(derp.TO_CLIENT))
-        (kind, payload) = await raw.next()
-        assert kind == derp.SERVER_KEY
-        login = derp.ClientLogin(private)
-        login.consume_server_key(payload)
-        writer.write(login.create_client_info(CLOCK.entropy(24)))
-        (kind, payload) = await raw.next()
-        assert login.consume_server_info(payload).version == 2
+        try:
+            await raw._log_in(derp.ClientLogin(private), mesh_key)
+        except BaseException:
+            raw.close()
+            raise
         return raw
+
+    async def _log_in(self, login: derp.ClientLogin, mesh_key: str) -> None:
+        self.writer.write(b"GET /derp HTTP/1.1\r\nHost: x\r\nUpgrade: derp\r\nConnection: upgrade\r\n\r\n")
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 ") and b"Derp-Version: 2\r\n" in head
+        (kind, payload) = await self.next()
+        assert kind == derp.SERVER_KEY
+        login.consume_server_key(payload)
+        self.writer.write(login.create_client_info(CLOCK.entropy(24), mesh_key=mesh_key))
+        (kind, payload) = await self.next()
+        assert login.consume_server_info(payload).version == 2
 
     async def next(self) -> tuple[int, bytes]:
         async with asyncio.timeout(LIMIT_S):

@@ -23,7 +23,7 @@ SAMPLE = re.compile(r'([a-z_0-9]+)(\{[a-z]+="[^"]*"(,[a-z]+="[^"]*")*\})? (\d+(\
 def test_every_line_is_a_sample_of_a_type_given_once() -> None:
     types: dict[str, str] = {}
     seen: set[str] = set()
-    for line in metrics.render({"accepts": 3}, {"refused": 1}, {}, started=5.5, certificate_until=7.0).splitlines():
+    for line in metrics.render({"accepts": 3}, {"refused": 1}, {}, started=5.5, expires=7.0).splitlines():
         if line.startswith("# TYPE "):
             _, _, name, kind = line.split()
             assert name not in types and kind in ("counter", "gauge")
@@ -34,7 +34,7 @@ def test_every_line_is_a_sample_of_a_type_given_once() -> None:
         assert line.rpartition(" ")[0] not in seen
         seen.add(line.rpartition(" ")[0])
     assert set(DERPERS.split()) <= types.keys()
-    assert "meshnode_derp_certificate_until_unix_time" in types
+    assert "meshnode_derp_certificate_expiry_timestamp_seconds" in types
 
 
 def test_the_process_tells_of_itself() -> None:
@@ -42,4 +42,4 @@ def test_the_process_tells_of_itself() -> None:
     value = {line.split()[0]: float(line.split()[1]) for line in page.splitlines() if not line.startswith("#")}
     assert value["process_start_unix_time"] == 6 and value["uptime_sec"] > 1e9
     assert value["process_resident_memory_bytes"] > 1e6 and value["process_open_fds"] >= 3
-    assert "meshnode_derp_certificate_until_unix_time" not in value
+    assert "meshnode_derp_certificate_expiry_timestamp_seconds" not in value

@@ -54,6 +54,20 @@ def test_login_both_ways() -> None:
     assert client.server == SERVER.public()
 
 
+@pytest.mark.parametrize(
+    ("said", "understood"),
+    [
+        ({"version": 2}, (2, 0, 0)),
+        ({}, (0, 0, 0)),
+        ({"version": 3, "New": {"a": [1]}, "TokenBucketBytesPerSecond": 7}, (3, 7, 0)),
+        ({"version": 2, "TokenBucketBytesPerSecond": 7, "TokenBucketBytesBurst": 9}, (2, 7, 9)),
+    ],
+)
+def test_server_infos_that_exist_are_taken(said: object, understood: tuple[int, int, int]) -> None:
+    box = crypto_box(json.dumps(said).encode(), NONCE, CLIENT.public().raw, SERVER.reveal())
+    assert greeted().consume_server_info(NONCE + box) == derp.ServerInfo(*understood)
+
+
 def test_a_box_for_another_relay_does_not_open() -> None:
     other = derp.ServerLogin(NodePrivate(bytes(range(0x41, 0x61))))
     with pytest.raises(RemoteProtocolError, match="does not open"):
