@@ -8,7 +8,7 @@
  *   closed  pairs, size, flight, seconds: each first client of a pair keeps `flight` packets of `size` bytes under way
  *   open    pairs, size, rate, seconds: `rate` packets a second of all pairs together, whatever comes of them
  *   idle    count: log in and hold until standard input ends
- *   churn   at_once, seconds: connect, log in, close
+ *   churn   at_once, seconds: connect, log in, close, with the logins in turn
  *
  * plain=1: no TLS. tls12=1: TLS 1.2. pid: the relay, whose CPU time is measured over the same seconds. warm:
  * milliseconds before these. One line of JSON leaves on standard output. */
@@ -50,7 +50,7 @@ struct client {
     int fd;
     SSL *ssl;
     enum state state;
-    uint32_t events, index;
+    uint32_t events, index, login;
     uint8_t *out; /* being written: BATCH + FRAME_MAX */
     size_t out_len, out_at;
     uint8_t *kept;
@@ -143,12 +143,12 @@ static void end(struct load *l, struct client *c)
     c->state = GONE;
 }
 
-static void begin(struct load *l, struct client *c, uint32_t index)
+static void begin(struct load *l, struct client *c, uint32_t index, uint64_t login)
 {
     struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(l->port)};
     inet_pton(AF_INET, l->host, &to.sin_addr);
     uint8_t *out = c->out;
-    *c = (struct client){.index = index, .out = out};
+    *c = (struct client){.index = index, .login = (uint32_t)(login % l->login_count), .out = out};
     c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
     if (c->fd < 0)
         fail("socket");
@@ -196,7 +196,7 @@ static void add(struct client *c, const void *p, size_t n)
 
 static void log_in(struct load *l, struct client *c)
 {
-    const struct login *who = &l->logins[c->index % l->login_count];
+    const struct login *who = &l->logins[c->login];
     c->state = LOGGING_IN;
     add(c, HEAD, sizeof HEAD - 1);
     add(c, who->frame, who->len);
@@ -347,7 +347,7 @@ static void make_clients(struct load *l, uint32_t count)
     uint64_t by = clock_now(CLOCK_MONOTONIC) + READY_MS * 1000000ULL;
     while (l->ready_count < count) {
         if (l->client_count < count && l->client_count - l->ready_count < AT_ONCE) {
-            begin(l, &l->clients[l->client_count], l->client_count);
+            begin(l, &l->clients[l->client_count], l->client_count, l->client_count);
             l->client_count++;
             continue;
         }
@@ -449,7 +449,7 @@ static void run_churn(struct load *l)
     struct marks from = mark(l), to;
     uint64_t failed = 0, next = count;
     for (uint32_t i = 0; i < count; i++)
-        begin(l, &l->clients[i], i);
+        begin(l, &l->clients[i], i, i);
     l->client_count = count;
     do {
         turn(l, 1000000);
@@ -460,8 +460,7 @@ static void run_churn(struct load *l)
             l->logins_done += c->state == READY;
             failed += c->state == GONE;
             end(l, c);
-            begin(l, c, i);
-            next++;
+            begin(l, c, i, next++);
         }
         to = mark(l);
     } while (to.wall - from.wall < (uint64_t)l->seconds * 1000000000);

@@ -73,15 +73,14 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def enter_namespace(argv: list[str]) -> None:
+def enter_namespace() -> None:
     """Start this program again in a network namespace of its own; returns there."""
     if os.environ.get(INSIDE):
         subprocess.run(["ip", "link", "set", "dev", "lo", "up"], check=True)
         Path("/proc/sys/net/ipv4/tcp_congestion_control").write_text("cubic")
         return
-    module = f"{__package__}.{Path(argv[0]).stem}"
     os.environ[INSIDE] = "1"
-    os.execvp("unshare", ["unshare", "--net", sys.executable, "-m", module, *argv[1:]])
+    os.execvp("unshare", ["unshare", "--net", sys.executable, *sys.orig_argv[1:]])
 
 
 # --- relays ---
@@ -367,7 +366,7 @@ def main() -> None:
     parser.add_argument("--flights", default=",".join(map(str, FLIGHTS)))
     parser.add_argument("--lock", default="")
     options = parser.parse_args()
-    enter_namespace(sys.argv)
+    enter_namespace()
     subprocess.run(["make", "-s", "-C", str(NATIVE), "bench"], check=True)
     folder = Path(tempfile.mkdtemp(prefix="mn-bench-relay-"))
     run = Run(options, folder)

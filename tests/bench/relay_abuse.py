@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--scale", type=float, default=1.0)
     options = parser.parse_args()
-    enter_namespace(sys.argv)
+    enter_namespace()
     subprocess.run(["make", "-s", "-C", str(NATIVE), "bench"], check=True)
     with tempfile.TemporaryDirectory(prefix="mn-relay-abuse-") as folder:
         outcome = run(options.seconds, options.scale, Path(folder))
