@@ -2,10 +2,11 @@
  *
  * Owns keys, routes and who met whom; the clients belong to their connections, which embed them. A packet ends in the
  * lanes of its receiver, who is then on the list of the dirty: the owner writes to each of those once a turn. One
- * thread, no clock, no socket. meshnode/core/fanout.py says the same in Python.
+ * thread, no clock, no socket. tests/sim/hub.py says the same in Python, and is held against it.
  *
- * A key may have several connections: the last that sent something is the live one. When they fight over it all are
- * told. Whoever received from a key is told once when its last connection goes. */
+ * A key may have several connections: the last that logged in or spoke is the live one, and none is cut off. When they
+ * take it from each other all are told, so neither steals in silence (docs/protocol/paths.md 1.7). Whoever received
+ * from a key is told once when its last connection goes. */
 #ifndef MN_RELAY_HUB_H
 #define MN_RELAY_HUB_H
 
@@ -19,8 +20,7 @@ enum {
     MN_HUB_MESH_BYTES = 4 << 20, /* lane of a neighbour: the traffic of many */
     MN_HUB_DATA_AGE_MS = 3000,   /* older data helps nobody: its sender has repeated it */
     MN_HUB_MET_MAX = 1 << 20,    /* pairs remembered in all; beyond, a notice less */
-    MN_HUB_FLIPS = 3,            /* changes of the live connection in MN_HUB_FIGHT_MS make a fight */
-    MN_HUB_FIGHT_MS = 10000,
+    MN_HUB_FIGHT_CHANGES = 3,    /* of the live connection, by speaking: a fight */
     MN_HUB_GONE_EVERY_MS = 1000, /* "not here" notices: one a second, three at once */
     MN_HUB_GONE_BURST = 3,
     MN_HUB_ROUTES_MAX = 8, /* neighbours remembered for one key */

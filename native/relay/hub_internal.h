@@ -19,7 +19,7 @@ struct mn_hub_key {
     uint32_t conns;
     struct mn_hub_route *routes; /* neighbours that have it */
     struct mn_hub_met *receivers;
-    uint32_t flips[MN_HUB_FLIPS], flip_count;
+    uint32_t changes; /* of the live connection by speaking, since there were two */
     bool is_fighting;
 };
 

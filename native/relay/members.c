@@ -1,8 +1,6 @@
 /* Connections that come and go, several of one key, and which of them is the live one. */
 #include "hub_internal.h"
 
-#include <string.h>
-
 static const char FIGHT_TEXT[] = "another connection uses this node's key; was its state directory copied?";
 
 static void link_live(struct mn_hub_key *k, struct mn_hub_client *c)
@@ -23,6 +21,11 @@ static void unlink_conn(struct mn_hub_key *k, struct mn_hub_client *c)
     if (c->next != NULL)
         c->next->prev = c->prev;
     c->prev = c->next = NULL;
+}
+
+static void tell_fight(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms)
+{
+    mn_hub_tell(h, c, MN_FRAME_HEALTH, (const uint8_t *)FIGHT_TEXT, sizeof FIGHT_TEXT - 1, now_ms);
 }
 
 bool mn_hub_join(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms)
@@ -48,16 +51,18 @@ bool mn_hub_join(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms)
     h->stats.not_ideal += (c->flags & MN_PRESENT_NOT_IDEAL) != 0;
     for (struct mn_hub_client *w = h->watchers; w != NULL; w = w->next_watcher)
         mn_hub_tell_present(h, w, c, now_ms);
+    if (k->is_fighting)
+        tell_fight(h, c, now_ms);
     return true;
 }
 
+/* One connection is left. */
 static void end_fight(struct mn_hub *h, struct mn_hub_key *k, uint32_t now_ms)
 {
-    if (!k->is_fighting)
-        return;
+    if (k->is_fighting)
+        mn_hub_tell(h, k->live, MN_FRAME_HEALTH, NULL, 0, now_ms);
     k->is_fighting = false;
-    k->flip_count = 0;
-    mn_hub_tell(h, k->live, MN_FRAME_HEALTH, NULL, 0, now_ms);
+    k->changes = 0;
 }
 
 static void leave_key(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms)
@@ -105,17 +110,12 @@ void mn_hub_note_activity(struct mn_hub *h, struct mn_hub_client *c, uint32_t no
         return;
     unlink_conn(k, c);
     link_live(k, c);
-    if (k->flip_count == MN_HUB_FLIPS) {
-        memmove(k->flips, k->flips + 1, sizeof k->flips - sizeof k->flips[0]);
-        k->flip_count--;
-    }
-    k->flips[k->flip_count++] = now_ms;
-    if (k->is_fighting || k->flip_count < MN_HUB_FLIPS || now_ms - k->flips[0] > MN_HUB_FIGHT_MS)
+    if (k->is_fighting || ++k->changes < MN_HUB_FIGHT_CHANGES)
         return;
     k->is_fighting = true;
     h->stats.fights++;
     for (struct mn_hub_client *each = k->live; each != NULL; each = each->next)
-        mn_hub_tell(h, each, MN_FRAME_HEALTH, (const uint8_t *)FIGHT_TEXT, sizeof FIGHT_TEXT - 1, now_ms);
+        tell_fight(h, each, now_ms);
 }
 
 void mn_hub_set_home(struct mn_hub *h, struct mn_hub_client *c, bool is_home)

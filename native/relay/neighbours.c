@@ -40,16 +40,19 @@ void mn_hub_unwatch(struct mn_hub *h, struct mn_hub_client *c)
 
 void mn_hub_route_add(struct mn_hub *h, struct mn_hub_client *via, const uint8_t key[MN_RELAY_KEY])
 {
-    struct mn_hub_key *k = mn_hub_key_need(h, key);
+    struct mn_hub_key *k = mn_hub_key_find(h, key);
     uint32_t n = 0;
-    if (k == NULL)
-        return;
-    for (struct mn_hub_route *r = k->routes; r != NULL; r = r->next, n++)
+    for (struct mn_hub_route *r = k != NULL ? k->routes : NULL; r != NULL; r = r->next, n++)
         if (r->via == via)
             return;
     struct mn_hub_route *r = n < MN_HUB_ROUTES_MAX ? malloc(sizeof *r) : NULL;
     if (r == NULL) {
         h->stats.no_memory++;
+        return;
+    }
+    k = k != NULL ? k : mn_hub_key_need(h, key);
+    if (k == NULL) {
+        free(r);
         return;
     }
     mn_hub_key_count(h, k, -1);

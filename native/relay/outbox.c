@@ -57,14 +57,19 @@ static struct iovec piece(const uint8_t *p, size_t n)
     return v;
 }
 
+/* A watcher may hear of thousands at once, and a neighbour carries the packets of many. */
+static uint32_t urgent_max(const struct mn_hub_client *c)
+{
+    return c->may_mesh || c->is_neighbour ? MN_HUB_MESH_BYTES : MN_HUB_URGENT_BYTES;
+}
+
 void mn_hub_tell(struct mn_hub *h, struct mn_hub_client *c, uint8_t kind, const uint8_t *payload, size_t len,
                  uint32_t now_ms)
 {
     uint8_t head[MN_FRAME_HEADER];
     mn_frame_write_header(head, kind, (uint32_t)len);
     struct iovec parts[] = {piece(head, sizeof head), piece(payload, len)};
-    uint32_t max = c->may_mesh ? MN_HUB_MESH_BYTES : MN_HUB_URGENT_BYTES; /* a watcher may hear of thousands at once */
-    mn_lane_put(&c->urgent, &h->chunks, parts, 2, now_ms, max, &h->stats.drop_disco_queue_head);
+    mn_lane_put(&c->urgent, &h->chunks, parts, 2, now_ms, urgent_max(c), &h->stats.drop_disco_queue_head);
     mn_hub_mark_dirty(h, c);
 }
 
@@ -102,7 +107,7 @@ void mn_hub_put_packet(struct mn_hub *h, struct mn_hub_client *c, const uint8_t 
     struct iovec parts[] = {piece(head, sizeof head), piece(source, MN_RELAY_KEY), piece(packet, len)};
     uint64_t *dropped = is_disco ? &h->stats.drop_disco_queue_head : &h->stats.drop_queue_head, before = *dropped;
     mn_lane_put(is_disco ? &c->urgent : &c->data, &h->chunks, parts, 3, now_ms,
-                is_disco ? MN_HUB_URGENT_BYTES : MN_HUB_DATA_BYTES, dropped);
+                is_disco ? urgent_max(c) : MN_HUB_DATA_BYTES, dropped);
     c->dropped += *dropped - before;
     mn_hub_mark_dirty(h, c);
 }
@@ -124,10 +129,11 @@ void mn_hub_put_forward(struct mn_hub *h, struct mn_hub_client *via, const uint8
 size_t mn_hub_take(struct mn_hub *h, struct mn_hub_client *c, uint8_t *out, size_t cap, uint32_t now_ms)
 {
     uint32_t before = c->urgent.count + c->data.count;
+    uint64_t aged = h->stats.drop_age;
     size_t n = mn_lane_take(&c->urgent, &h->chunks, out, cap, now_ms, MN_LANE_NO_AGE, &h->stats.drop_age);
     if (c->urgent.count == 0)
         n += mn_lane_take(&c->data, &h->chunks, out + n, cap - n, now_ms, MN_HUB_DATA_AGE_MS, &h->stats.drop_age);
-    uint32_t taken = before - c->urgent.count - c->data.count;
+    uint64_t taken = before - c->urgent.count - c->data.count - (h->stats.drop_age - aged);
     c->tx_bytes += n;
     c->tx_packets += taken;
     h->stats.packets_sent += taken;

@@ -211,16 +211,43 @@ static void test_two_connections_of_one_key(void)
     stop();
 }
 
-static void test_slow_changes_of_the_live_connection_are_no_fight(void)
+/* However slowly they take it from each other: who only answers pings speaks once a minute. */
+static void test_slow_thieves_are_told_too(void)
 {
     start();
     struct mn_hub_client *x = join('k', 0), *y = join('k', 0);
-    for (uint32_t i = 0; i < 10; i++)
-        mn_hub_note_activity(&g_hub, i % 2 == 0 ? x : y, i * 6000);
-    CHECK_INT(g_hub.stats.fights, 0);
+    for (uint32_t i = 0; i < 2; i++)
+        mn_hub_note_activity(&g_hub, i % 2 == 0 ? x : y, i * 60000);
     CHECK_INT(take(x).count + take(y).count, 0);
+    mn_hub_note_activity(&g_hub, x, 120000);
+    CHECK_INT(g_hub.stats.fights, 1);
+    CHECK_INT(take(x).kind[0], MN_FRAME_HEALTH);
+    CHECK_INT(take(y).kind[0], MN_FRAME_HEALTH);
+    struct mn_hub_client *z = join('k', 0); /* who comes into a fight hears of it at once */
+    CHECK_INT(take(z).kind[0], MN_FRAME_HEALTH);
+    leave(z);
+    CHECK_INT(take(x).count + take(y).count, 0); /* two are left: it goes on */
     leave(x);
     leave(y);
+    stop();
+}
+
+/* A client that dials anew while its last connection still speaks: two changes each time, and then it is alone again.
+ */
+static void test_a_client_that_dials_anew_is_no_fight(void)
+{
+    start();
+    struct mn_hub_client *x = join('k', 0);
+    for (uint32_t i = 0; i < 10; i++) {
+        struct mn_hub_client *y = join('k', 0);
+        mn_hub_note_activity(&g_hub, x, i);
+        mn_hub_note_activity(&g_hub, y, i);
+        leave(x);
+        x = y;
+    }
+    CHECK_INT(g_hub.stats.fights, 0);
+    CHECK_INT(take(x).count, 0);
+    leave(x);
     stop();
 }
 
@@ -248,6 +275,46 @@ static void test_watchers_hear_of_all(void)
     leave(w);
     CHECK_INT(g_hub.stats.watchers, 0);
     leave(a);
+    stop();
+}
+
+/* Whoever sends DISCO to a watcher's key must not push out what it has still to hear. */
+static void test_disco_leaves_a_watcher_its_notices(void)
+{
+    enum { CROWD = 2000 };
+    static struct mn_hub_client *crowd[CROWD];
+    uint8_t packet[MN_RELAY_PACKET_MAX] = {0};
+    start();
+    struct mn_hub_client *w = join('w', MN_PRESENT_MESH), *a = join('a', 0);
+    mn_hub_watch(&g_hub, w, 0);
+    for (uint32_t i = 0; i < CROWD; i++) {
+        crowd[i] = calloc(1, sizeof *crowd[i]);
+        CHECK(crowd[i] != NULL);
+        memcpy(crowd[i]->key, &i, sizeof i);
+        CHECK(mn_hub_join(&g_hub, crowd[i], 0));
+    }
+    memcpy(packet, DISCO, sizeof DISCO);
+    send(a, 'w', packet, sizeof packet);
+    CHECK_INT(w->urgent.count, 2 + CROWD + 1);
+    CHECK_INT(g_hub.stats.drop_disco_queue_head, 0);
+    for (uint32_t i = 0; i < CROWD; i++)
+        leave(crowd[i]);
+    leave(w);
+    leave(a);
+    stop();
+}
+
+static void test_what_was_too_old_was_not_sent(void)
+{
+    start();
+    struct mn_hub_client *a = join('a', 0), *b = join('b', 0);
+    send(a, 'b', "x", 1);
+    CHECK_INT(mn_hub_take(&g_hub, b, g_out, sizeof g_out, MN_HUB_DATA_AGE_MS + 1), 0);
+    CHECK_INT(g_hub.stats.drop_age, 1);
+    CHECK_INT(g_hub.stats.packets_sent, 0);
+    CHECK_INT(b->tx_packets, 0);
+    leave(a);
+    leave(b);
     stop();
 }
 
@@ -356,8 +423,11 @@ int main(void)
     RUN(test_absent_peers_are_told_of_for_disco_only_and_not_too_often);
     RUN(test_whoever_received_is_told_once_when_the_sender_goes);
     RUN(test_two_connections_of_one_key);
-    RUN(test_slow_changes_of_the_live_connection_are_no_fight);
+    RUN(test_slow_thieves_are_told_too);
+    RUN(test_a_client_that_dials_anew_is_no_fight);
     RUN(test_watchers_hear_of_all);
+    RUN(test_disco_leaves_a_watcher_its_notices);
+    RUN(test_what_was_too_old_was_not_sent);
     RUN(test_neighbours_carry_what_is_not_here);
     RUN(test_homes_are_counted);
     RUN(test_any_order);

@@ -158,6 +158,8 @@ class Soak:
                 next_s += EVERY_S
             time.sleep(0.2)
             at_s = time.monotonic() - began
+        if self.relay.popen.poll() is None:
+            self.sample(at_s)
         self.end()
 
     def end(self) -> None:
