@@ -129,6 +129,13 @@ def test_echoes_both_ways(trio: Trio, whom: str) -> None:
             trio.tun.host.run("ping", "-c", "3", "-i", "0.05", "-W", "2", address)
 
 
+@pytest.mark.parametrize("size", [4000, 8000])
+def test_long_echoes_from_a_kernel_are_answered(trio: Trio, size: int) -> None:
+    for address in trio.member.addresses:
+        done = trio.tun.host.run("ping", "-c", "3", "-i", "0.1", "-q", "-W", "5", "-s", str(size), address)
+        assert " 0% packet loss" in done.stdout, done.stdout
+
+
 def test_policy_denies_on_either_side_and_answers_still_enter(trio: Trio) -> None:
     """Only we may ask: their questions die in our filter and are counted; their answers to ours enter."""
     ours, theirs = trio.member.addresses[0], trio.tun.addresses[0]

@@ -23,6 +23,42 @@ from interop.peers.member import Joining, Member
 from interop.peers.origin import start_origin
 from interop.peers.wireguard import Wireguard, key_pair
 
+ECHO_BACKWARDS = """
+import os, socket, struct, sys
+own, peer, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+is6 = ":" in peer
+family = socket.AF_INET6 if is6 else socket.AF_INET
+protocol = socket.IPPROTO_ICMPV6 if is6 else socket.IPPROTO_ICMP
+addresses = socket.inet_pton(family, own) + socket.inet_pton(family, peer)
+payload = os.urandom(size)
+
+def checksum(data):
+    return -sum(struct.unpack(f"!{len(data) // 2}H", data)) % 0xFFFF
+
+def echo(kind, sum_):
+    return struct.pack("!BBHHH", kind, 0, sum_, 0x4D4E, 1) + payload
+
+request = 128 if is6 else 8
+pseudo = addresses + struct.pack("!LL", 8 + size, protocol) if is6 else b""
+message = echo(request, checksum(pseudo + echo(request, 0)))
+answers = socket.socket(family, socket.SOCK_RAW, protocol)
+answers.settimeout(5)
+raw = socket.socket(family, socket.SOCK_RAW, socket.IPPROTO_RAW)
+for at in reversed(range(0, len(message), 1200)):
+    piece, more = message[at:at + 1200], at + 1200 < len(message)
+    if is6:
+        head = struct.pack("!LHBB", 6 << 28, 8 + len(piece), 44, 64) + addresses
+        head += struct.pack("!BBHL", protocol, 0, at | more, 0xF00D)
+    else:
+        head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(piece), 0xF00D, at // 8 | more << 13, 64, protocol, 0)
+        head += addresses
+    raw.sendto(head + piece, (peer, 0))
+while True:
+    got = answers.recv(70000)[0 if is6 else 20:]
+    if got[0] == (129 if is6 else 0) and got[4:6] == b"MN":
+        break
+print("the same" if got[4:] == message[4:] else "another")
+"""
 OURS, THEIRS = ("10.0.0.2", "fd00::2"), ("10.0.0.1", "fd00::1")
 PORT = 51820
 ODD_MTU = 1299
@@ -139,6 +175,22 @@ def test_they_flood_us_with_pings(pair: Both, name: str, family: int) -> None:
     """Echoes are bounded to 1000 a second: a flood as fast as answers come is answered as far."""
     done = pair.nets[name].host.run("ping", "-c", "300", "-i", "0.002", "-q", "-W", "2", OURS[family])
     assert " 0% packet loss" in done.stdout, done.stdout
+
+
+@both
+@families
+def test_their_long_pings_are_answered_in_fragments(pair: Both, name: str, family: int) -> None:
+    host = pair.nets[name].host
+    for size in (1300, 4000, 8000, 60000):
+        done = host.run("ping", "-c", "3", "-i", "0.05", "-q", "-W", "5", "-s", str(size), OURS[family])
+        assert " 0% packet loss" in done.stdout, done.stdout
+
+
+@both
+@families
+def test_fragments_that_arrive_last_first(pair: Both, name: str, family: int) -> None:
+    words = ["python3", "-c", ECHO_BACKWARDS, THEIRS[family], OURS[family], "8000"]
+    assert pair.nets[name].host.run(*words).stdout.strip() == "the same"
 
 
 # --- [2]: exact counters, and the stamp of the last handshake ---

@@ -9,7 +9,11 @@ enum {
     LEAST_AT = 80, /* RFC 1858: what lies nearer could still be header */
     LARGEST = 65535,
     SHARE = 4,
+    NEXT_FRAGMENT = 44,
+    FRAGMENT_HEADER6 = 8,
 };
+
+#define MORE4 0x2000U
 
 #define LIFE4 30000000000ULL
 #define LIFE6 60000000000ULL
@@ -263,4 +267,29 @@ void mn_fragments_free(struct mn_fragments *f)
         free(f->slots[i].data);
     free(f->slots);
     *f = (struct mn_fragments){0};
+}
+
+/* ---- sending ---- */
+
+size_t mn_piece_share(const struct mn_ip *dst, size_t mtu)
+{
+    return (mtu - mn_packet_header_len(dst) - (mn_ip_is4(dst) ? 0 : (size_t)FRAGMENT_HEADER6)) & ~(size_t)7;
+}
+
+size_t mn_piece_write_header(uint8_t *out, const struct mn_piece *k)
+{
+    if (mn_ip_is4(&k->dst)) {
+        size_t n = mn_packet_write_header(out, &k->src, &k->dst, k->proto, k->len);
+        mn_store16(out + 4, k->id);
+        mn_store16(out + 6, k->at / 8 | (k->more ? MORE4 : 0));
+        mn_store16(out + 10, 0);
+        mn_csum_store(out + 10, mn_csum_add(0, out, n));
+        return n;
+    }
+    size_t n = mn_packet_write_header(out, &k->src, &k->dst, NEXT_FRAGMENT, FRAGMENT_HEADER6 + k->len);
+    out[n] = k->proto;
+    out[n + 1] = 0;
+    mn_store16(out + n + 2, k->at | (k->more ? 1 : 0));
+    mn_store32(out + n + 4, k->id);
+    return n + FRAGMENT_HEADER6;
 }

@@ -1,4 +1,5 @@
-/* Datagrams that arrive in pieces, put together for local delivery (RFC 791, RFC 8200 4.5) within hard bounds.
+/* Datagrams in pieces: those that arrive, put together for local delivery (RFC 791, RFC 8200 4.5) within hard bounds;
+ * and the headers of pieces of our own.
  *
  * What is whole passes the rules like any packet, so no piece is ever taken for what it is not: nothing is delivered by
  * its first piece alone. Pieces that overlap discredit their datagram (RFC 5722, for both families); a header may not
@@ -34,5 +35,21 @@ bool mn_fragments_take(struct mn_fragments *f, uint32_t peer, const struct mn_pa
 bool mn_fragments_knows(const struct mn_fragments *f, uint32_t peer, const struct mn_packet *p);
 void mn_fragments_release(struct mn_fragments *f);
 void mn_fragments_free(struct mn_fragments *f);
+
+/* One piece that we send: len bytes from `at` of a datagram's payload. */
+struct mn_piece {
+    struct mn_ip src, dst;
+    uint32_t
+        id; /* the same for all pieces of a datagram, another for the next between the two; 16 bits of it in IPv4 */
+    uint32_t at;
+    size_t len;
+    uint8_t proto;
+    bool more;
+};
+
+/* Bytes of a datagram that one packet of so many carries: a multiple of eight. */
+size_t mn_piece_share(const struct mn_ip *dst, size_t mtu);
+/* What goes in front of the piece's bytes; returns its length. */
+size_t mn_piece_write_header(uint8_t *out, const struct mn_piece *k);
 
 #endif

@@ -93,12 +93,17 @@ int mn_icmp_parse_quote(struct mn_icmp_quote *q, const uint8_t *d, size_t len)
     return 0;
 }
 
+/* The sum of what only ICMPv6 covers. */
+static uint64_t pseudo_for(const struct mn_ip *src, const struct mn_ip *dst, size_t n)
+{
+    return mn_ip_is4(src) ? 0 : mn_csum_pseudo(src, dst, MN_PROTO_ICMP6, n);
+}
+
 /* Fill in the checksum of a message of n bytes at icmp. */
 static void close_message(uint8_t *icmp, size_t n, const struct mn_ip *src, const struct mn_ip *dst)
 {
-    uint64_t sum = mn_ip_is4(src) ? 0 : mn_csum_pseudo(src, dst, MN_PROTO_ICMP6, n);
     icmp[2] = icmp[3] = 0;
-    mn_csum_store(icmp + 2, mn_csum_add(sum, icmp, n));
+    mn_csum_store(icmp + 2, mn_csum_add(pseudo_for(src, dst, n), icmp, n));
 }
 
 static uint8_t proto_for(const struct mn_ip *a)
@@ -106,22 +111,28 @@ static uint8_t proto_for(const struct mn_ip *a)
     return mn_ip_is4(a) ? MN_PROTO_ICMP : MN_PROTO_ICMP6;
 }
 
+void mn_icmp_write_echo_header(uint8_t *out, const struct mn_ip *src, const struct mn_ip *dst, bool is_reply,
+                               uint16_t id, uint16_t seq, const uint8_t *payload, size_t len)
+{
+    memset(out, 0, MN_ICMP_HEADER);
+    if (mn_ip_is4(dst))
+        out[0] = is_reply ? 0 : 8;
+    else
+        out[0] = is_reply ? 129 : 128;
+    mn_store16(out + 4, id);
+    mn_store16(out + 6, seq);
+    uint64_t sum = mn_csum_add(pseudo_for(src, dst, MN_ICMP_HEADER + len), out, MN_ICMP_HEADER);
+    mn_csum_store(out + 2, len > 0 ? mn_csum_add(sum, payload, len) : sum);
+}
+
 size_t mn_icmp_write_echo(uint8_t *out, const struct mn_ip *src, const struct mn_ip *dst, bool is_reply, uint16_t id,
                           uint16_t seq, const uint8_t *payload, size_t len)
 {
     size_t n = MN_ICMP_HEADER + len;
     size_t header = mn_packet_write_header(out, src, dst, proto_for(dst), n);
-    uint8_t *icmp = out + header;
-    if (mn_ip_is4(dst))
-        icmp[0] = is_reply ? 0 : 8;
-    else
-        icmp[0] = is_reply ? 129 : 128;
-    icmp[1] = 0;
-    mn_store16(icmp + 4, id);
-    mn_store16(icmp + 6, seq);
+    mn_icmp_write_echo_header(out + header, src, dst, is_reply, id, seq, payload, len);
     if (len > 0)
-        memcpy(icmp + MN_ICMP_HEADER, payload, len);
-    close_message(icmp, n, src, dst);
+        memcpy(out + header + MN_ICMP_HEADER, payload, len);
     return header + n;
 }
 

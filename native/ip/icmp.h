@@ -43,6 +43,10 @@ struct mn_icmp_quote {
 int mn_icmp_parse(struct mn_icmp *m, const struct mn_packet *p);
 int mn_icmp_parse_quote(struct mn_icmp_quote *q, const uint8_t *data, size_t len);
 
+/* The MN_ICMP_HEADER bytes of an echo with its checksum, to stand in front of the payload wherever that lies. */
+void mn_icmp_write_echo_header(uint8_t *out, const struct mn_ip *src, const struct mn_ip *dst, bool is_reply,
+                               uint16_t id, uint16_t seq, const uint8_t *payload, size_t len);
+
 /* Each writes a whole IP packet and returns its length. */
 size_t mn_icmp_write_echo(uint8_t *out, const struct mn_ip *src, const struct mn_ip *dst, bool is_reply, uint16_t id,
                           uint16_t seq, const uint8_t *payload, size_t len);
@@ -57,14 +61,19 @@ struct mn_bucket {
     uint64_t full_at; /* the moment the bucket will be full again */
 };
 
-static inline bool mn_bucket_take(struct mn_bucket *b, uint32_t per_s, uint64_t now_ns)
+static inline bool mn_bucket_take_many(struct mn_bucket *b, uint32_t n, uint32_t per_s, uint64_t now_ns)
 {
-    uint64_t step = 1000000000ULL / per_s;
+    uint64_t step = n * (1000000000ULL / per_s);
     uint64_t at = b->full_at < now_ns ? now_ns : b->full_at;
     if (at + step > now_ns + 1000000000ULL)
         return false;
     b->full_at = at + step;
     return true;
+}
+
+static inline bool mn_bucket_take(struct mn_bucket *b, uint32_t per_s, uint64_t now_ns)
+{
+    return mn_bucket_take_many(b, 1, per_s, now_ns);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* What is not TCP: UDP flows, ICMP in both directions, TSMP, and the filter's part in them. */
+/* What is not TCP: UDP flows, ICMP as it comes in, errors as they go out, TSMP, and the filter's part in them. */
 #include <errno.h>
 
 #include "internal.h"
@@ -134,22 +134,6 @@ int mn_disco_key_send(struct mn_stack *s, const struct mn_ip *dst, const uint8_t
 
 /* ---- ICMP in ---- */
 
-static void answer_echo(struct mn_stack *s, uint32_t peer, const struct mn_packet *p, const struct mn_icmp *m)
-{
-    int err;
-    size_t size = mn_packet_header_len(&p->src) + MN_ICMP_HEADER + m->body_len;
-    s->stats.icmp_echo_in++;
-    if (!mn_bucket_take(&s->echo_by_peer[peer % MN_BUCKETS], MN_ECHO_PER_S, s->now)) {
-        s->stats.icmp_echo_limited++;
-        return;
-    }
-    if (size > s->cfg.mtu)
-        return;
-    uint8_t *out = mn_stack_begin(s, &p->src, size, &err);
-    if (out != NULL)
-        mn_stack_commit(s, mn_icmp_write_echo(out, &p->dst, &p->src, true, m->id, m->seq, m->body, m->body_len));
-}
-
 enum {
     LEAST_MTU4 = 576,
     LEAST_MTU6 = 1280,
@@ -234,7 +218,7 @@ void mn_stack_input_icmp(struct mn_stack *s, uint32_t peer, const struct mn_pack
         s->stats.filter_drop++;
     } else if (m.kind == MN_ICMP_ECHO_REQUEST) {
         s->stats.filter_accept++;
-        answer_echo(s, peer, p, &m);
+        mn_stack_answer_echo(s, peer, p, &m);
     }
 }
 
@@ -343,26 +327,6 @@ int mn_udp_send(struct mn_stack *s, uint32_t udp, const struct mn_ip *from_or_nu
         if (!mn_stack_is_own(s, &to->ip))
             mn_flows_on_sent(&s->flows, &k, s->now);
     }
-    mn_turn_leave(s);
-    return out != NULL ? 0 : -err;
-}
-
-int mn_ping_send(struct mn_stack *s, const struct mn_ip *dst, uint16_t id, uint16_t seq, const uint8_t *payload,
-                 size_t len, uint64_t now_ns)
-{
-    struct mn_ip src;
-    int err = 0;
-    size_t size = mn_packet_header_len(dst) + MN_ICMP_HEADER + len;
-    if (mn_packet_destination_is_special(dst))
-        return -EINVAL;
-    if (!mn_stack_choose_source(s, dst, &src))
-        return -EADDRNOTAVAIL;
-    if (size > s->cfg.mtu)
-        return -EMSGSIZE;
-    mn_turn_enter(s, now_ns);
-    uint8_t *out = mn_stack_begin(s, dst, size, &err);
-    if (out != NULL)
-        mn_stack_commit(s, mn_icmp_write_echo(out, &src, dst, false, id, seq, payload, len));
     mn_turn_leave(s);
     return out != NULL ? 0 : -err;
 }

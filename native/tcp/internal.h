@@ -296,6 +296,7 @@ struct mn_stack {
     struct mn_flows flows;
     struct mn_ports udp;
     struct mn_bucket errors, echo_by_peer[MN_BUCKETS], errors_by_peer[MN_BUCKETS];
+    uint32_t ids_by_peer[MN_BUCKETS]; /* of datagrams sent in pieces */
     uint16_t port_counter;
 
     EVP_MAC *mac;
@@ -351,6 +352,9 @@ void mn_stack_send_tsmp_reject(struct mn_stack *s, uint32_t peer, const struct m
 /* May this datagram enter? is_open: a flow here takes it, so that the answer is worth remembering. */
 bool mn_stack_admit_udp(struct mn_stack *s, const struct mn_flow_key *k, bool is_open);
 
+/* echo.c */
+void mn_stack_answer_echo(struct mn_stack *s, uint32_t peer, const struct mn_packet *p, const struct mn_icmp *m);
+
 /* kernel.c: true if the packet was the kernel's, handed over or dropped by the rules */
 bool mn_kernel_input(struct mn_stack *s, uint32_t peer, const struct mn_packet *p);
 
@@ -359,6 +363,7 @@ enum mn_secret_purpose {
     MN_SECRET_ISN = 1,
     MN_SECRET_PORT,
     MN_SECRET_COOKIE,
+    MN_SECRET_FRAGMENT,
 };
 bool mn_secret_start(struct mn_stack *s);
 void mn_secret_stop(struct mn_stack *s);

@@ -209,8 +209,8 @@ def plain(binary: str) -> None:
         outgoing(stack, 5 * MIB)
         if Path("/usr/bin/ping").exists() or Path("/bin/ping").exists():
             for v6 in (False, True):
-                ping(56, v6)
-                ping(1200, v6)
+                for size in (56, 1200, 4000, 8000, 60000):
+                    ping(size, v6)
     finally:
         stack.stop()
 

@@ -215,6 +215,36 @@ static void test_a_mark_survives(void)
     }
 }
 
+/* The headers of our own pieces, byte for byte (RFC 791 3.1, RFC 8200 4.5), and the shares that fill a packet. */
+static void test_pieces_of_ours(void)
+{
+    static const uint8_t want4[20] = {0x45, 0,          0x04, 0xfc, 0xbe, 0xef, 0x20, 150, 64,
+                                      1,    [12] = 100, 64,   0,    1,    100,  64,   0,   2};
+    static const uint8_t want6[8] = {58, 0, 0x04, 0xb1, 0xde, 0xad, 0xbe, 0xef};
+    uint8_t out[48];
+    struct mn_piece k = {.id = 0xdeadbeef, .at = 1200, .len = 1256, .proto = MN_PROTO_ICMP, .more = true};
+    k.src = mn_ip_from4((const uint8_t[4]){100, 64, 0, 1});
+    k.dst = mn_ip_from4((const uint8_t[4]){100, 64, 0, 2});
+    CHECK_INT(mn_piece_share(&k.dst, 1280), 1256);
+    CHECK_INT(mn_piece_write_header(out, &k), 20);
+    CHECK(mn_csum_is_good(mn_csum_add(0, out, 20)));
+    mn_store16(out + 10, 0);
+    CHECK(memcmp(out, want4, 20) == 0);
+    k.more = false;
+    CHECK_INT(mn_piece_write_header(out, &k), 20);
+    CHECK_INT(mn_load16(out + 6), 150);
+    k.src = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 1});
+    k.dst = mn_ip_from6((const uint8_t[16]){0xfd, [15] = 2});
+    k.proto = MN_PROTO_ICMP6;
+    k.len = 1232;
+    k.more = true;
+    CHECK_INT(mn_piece_share(&k.dst, 1280), 1232);
+    CHECK_INT(mn_piece_write_header(out, &k), 48);
+    CHECK_INT(mn_load16(out + 4), 1240);
+    CHECK_INT(out[6], 44);
+    CHECK(memcmp(out + 40, want6, 8) == 0);
+}
+
 int main(void)
 {
     uint64_t rng = 3;
@@ -226,5 +256,6 @@ int main(void)
     RUN(test_quotas);
     RUN(test_large_and_many);
     RUN(test_a_mark_survives);
+    RUN(test_pieces_of_ours);
     return 0;
 }

@@ -75,6 +75,151 @@ static void test_echo_rate_is_bounded(void)
     rig_stop(&r);
 }
 
+/* ---- echoes beyond the MTU ---- */
+
+enum {
+    LARGEST = 65535,
+};
+
+static uint8_t g_long[LARGEST];
+
+/* A request with this payload, in the pieces a peer of our MTU makes, the last first if told. */
+static void ask_in_pieces(struct rig *r, size_t len, bool is_reversed)
+{
+    static uint8_t message[LARGEST];
+    struct mn_ip src = r->v6 ? r->peer6 : r->peer4, dst = r->v6 ? r->own6 : r->own4;
+    size_t total = MN_ICMP_HEADER + len, share = mn_piece_share(&dst, RIG_MTU), count = (total + share - 1) / share;
+    mn_icmp_write_echo_header(message, &src, &dst, false, 0x1234, 7, g_long, len);
+    memcpy(message + MN_ICMP_HEADER, g_long, len);
+    for (size_t i = 0; i < count; i++) {
+        uint8_t pkt[RIG_MTU];
+        size_t at = (is_reversed ? count - 1 - i : i) * share;
+        struct mn_piece k = {.src = src, .dst = dst, .id = 77, .at = (uint32_t)at, .more = total - at > share};
+        k.proto = r->v6 ? MN_PROTO_ICMP6 : MN_PROTO_ICMP;
+        k.len = k.more ? share : total - at;
+        size_t n = mn_piece_write_header(pkt, &k);
+        memcpy(pkt + n, message + at, k.len);
+        rig_ip_in(r, pkt, n + k.len);
+    }
+}
+
+/* Read the pieces of one answer, put them together as any host would, and return their identification. */
+static uint32_t expect_in_pieces(struct rig *r, size_t len)
+{
+    struct mn_fragments f = {0};
+    struct mn_packet whole;
+    struct mn_icmp m;
+    const uint8_t *out = NULL;
+    size_t n = 0, at = 0, share = mn_piece_share(&r->peer4, RIG_MTU);
+    uint32_t id = 0;
+    if (r->v6)
+        share = mn_piece_share(&r->peer6, RIG_MTU);
+    for (bool is_whole = false; !is_whole; at += share) {
+        CHECK(rig_take(r));
+        const struct mn_packet *p = &r->seen_packet;
+        CHECK(p->is_fragment && p->fragment_at == at && p->ip_len <= RIG_MTU);
+        CHECK(at == 0 || p->fragment_id == id);
+        CHECK(r->v6 || (p->ip[6] & 0x40) == 0); /* nobody is asked not to fragment what is a fragment */
+        id = p->fragment_id;
+        is_whole = mn_fragments_take(&f, 1, p, r->now, &out, &n);
+        CHECK(is_whole == !p->fragment_more);
+    }
+    CHECK_INT(mn_packet_parse(&whole, out, n), 0);
+    CHECK_INT(mn_icmp_parse(&m, &whole), 0);
+    CHECK(m.kind == MN_ICMP_ECHO_REPLY && m.id == 0x1234 && m.seq == 7 && m.body_len == len);
+    CHECK(memcmp(m.body, g_long, len) == 0);
+    CHECK(mn_ip_equal(&whole.src, r->v6 ? &r->own6 : &r->own4));
+    CHECK(mn_ip_equal(&whole.dst, r->v6 ? &r->peer6 : &r->peer4));
+    rig_none(r);
+    mn_fragments_free(&f);
+    return id;
+}
+
+static void test_large_echoes_are_answered(void)
+{
+    static const size_t sizes[] = {1253, 2 * 1232 - 8, 2 * 1256 - 8, 4000, 8000, 65535 - 20 - 8};
+    uint64_t rng = 5;
+    test_random_bytes(&rng, g_long, sizeof g_long);
+    for (int v6 = 0; v6 < 2; v6++) {
+        struct rig r;
+        rig_start(&r);
+        r.v6 = v6 != 0;
+        for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+            ask_in_pieces(&r, sizes[i], false);
+            uint32_t id = expect_in_pieces(&r, sizes[i]), mask = r.v6 ? UINT32_MAX : 0xffff;
+            ask_in_pieces(&r, sizes[i], true);
+            CHECK_INT(expect_in_pieces(&r, sizes[i]), (id + 1) & mask);
+            r.now += MN_SECOND;
+        }
+        CHECK_INT(mn_stack_stats(r.s)->icmp_echo_in, 2 * sizeof sizes / sizeof sizes[0]);
+        CHECK_INT(mn_stack_stats(r.s)->icmp_echo_limited, 0);
+        rig_deny_all(&r);
+        ask_in_pieces(&r, 4000, false);
+        rig_none(&r);
+        rig_stop(&r);
+    }
+}
+
+/* A request that fits one packet is answered in one, however it came; one that a larger MTU let through is not. */
+static void test_answers_are_cut_by_our_mtu_alone(void)
+{
+    static const struct mn_stack_config small = {.mtu = 600};
+    struct rig r;
+    struct mn_icmp m;
+    uint8_t pkt[RIG_MTU];
+    rig_start(&r);
+    size_t n = echo(&r, pkt, false, 1000);
+    for (int i = 0; i < 2; i++) {
+        struct mn_piece k = {.src = r.peer4, .dst = r.own4, .proto = MN_PROTO_ICMP, .id = 1, .at = i == 0 ? 0 : 504};
+        uint8_t piece[RIG_MTU];
+        k.len = i == 0 ? 504 : n - 20 - 504;
+        k.more = i == 0;
+        size_t head = mn_piece_write_header(piece, &k);
+        memcpy(piece + head, pkt + 20 + k.at, k.len);
+        rig_ip_in(&r, piece, head + k.len);
+    }
+    CHECK(rig_take(&r));
+    CHECK_INT(mn_icmp_parse(&m, &r.seen_packet), 0);
+    CHECK(!r.seen_packet.is_fragment && m.kind == MN_ICMP_ECHO_REPLY && m.body_len == 1000);
+    rig_stop(&r);
+    rig_start_with(&r, &small);
+    rig_ip_in(&r, pkt, n);
+    for (int i = 0; i < 2; i++) {
+        CHECK(rig_take(&r));
+        CHECK(r.seen_packet.is_fragment && r.seen_packet.ip_len <= 600);
+    }
+    rig_none(&r);
+    rig_stop(&r);
+}
+
+static int count_out(struct rig *r)
+{
+    int n = 0;
+    while (rig_take(r))
+        n++;
+    return n;
+}
+
+/* Each packet of an answer counts, and an answer leaves whole or not at all. */
+static void test_large_echoes_are_bounded(void)
+{
+    struct rig r;
+    int packets = 0;
+    rig_start(&r);
+    for (int i = 0; i < 500; i++) { /* seven packets each */
+        ask_in_pieces(&r, 8000, false);
+        packets += count_out(&r);
+    }
+    CHECK_INT(packets, MN_ECHO_PER_S / 7 * 7);
+    CHECK_INT(mn_stack_stats(r.s)->icmp_echo_limited, 500 - MN_ECHO_PER_S / 7);
+    r.now += MN_SECOND;
+    r.no_buffer = true;
+    ask_in_pieces(&r, 8000, false);
+    CHECK_INT(count_out(&r), 0);
+    CHECK_INT(mn_stack_stats(r.s)->tx_no_buffer, 1);
+    rig_stop(&r);
+}
+
 static void test_our_ping(void)
 {
     for (int v6 = 0; v6 < 2; v6++) {
@@ -330,6 +475,9 @@ int main(void)
     RUN(test_echo_is_answered);
     RUN(test_echo_needs_a_rule);
     RUN(test_echo_rate_is_bounded);
+    RUN(test_large_echoes_are_answered);
+    RUN(test_answers_are_cut_by_our_mtu_alone);
+    RUN(test_large_echoes_are_bounded);
     RUN(test_our_ping);
     RUN(test_ping_to_self);
     RUN(test_port_unreachable);
