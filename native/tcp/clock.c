@@ -75,9 +75,15 @@ static void fire_retransmission(struct mn_stack *s, struct mn_conn *c)
     bool is_out = c->snd.una != c->snd.nxt;
     if (!is_out && !mn_seq_lt(c->snd.nxt, c->snd.end))
         return;
-    if (is_hopeless(s, c))
+    bool is_probe = is_out && c->due[MN_T_PROBE] <= s->now && mn_loss_wants_probe(c);
+    c->due[MN_T_PROBE] = MN_DEADLINE_NONE;
+    if (is_hopeless(s, c)) {
         give_up(s, c, ETIMEDOUT);
-    else if (is_out)
+        return;
+    }
+    if (is_probe && mn_tcp_send_probe(s, c))
+        return;
+    if (is_out)
         retransmit(s, c);
     else if (c->snd.wnd > 0)
         send_small(s, c);
@@ -146,7 +152,7 @@ void mn_conn_fire(struct mn_stack *s, struct mn_conn *c, enum mn_conn_timer whic
         break;
     case MN_T_PROBE:
         if (c->state >= MN_ESTABLISHED && mn_loss_wants_probe(c))
-            mn_tcp_send_probe(s, c);
+            (void)mn_tcp_send_probe(s, c);
         break;
     case MN_T_PACE:
         mn_conn_mark(s, c);

@@ -506,7 +506,7 @@ void mn_run_forget(struct mn_stack *s, struct mn_conn *c);
 
 /* output.c */
 void mn_tcp_output(struct mn_stack *s, struct mn_conn *c);
-void mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c); /* a tail loss probe */
+bool mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c); /* a tail loss probe */
 void mn_tcp_send_syn(struct mn_stack *s, struct mn_conn *c);
 void mn_tcp_send_reset(struct mn_stack *s, struct mn_conn *c);
 /* A segment without text; 0 or -errno. */

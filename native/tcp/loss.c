@@ -3,6 +3,7 @@
 
 enum {
     DUP_THRESH = 3,       /* RFC 5681 */
+    LEAST_SEGMENTS = 2,   /* RFC 5681 3.1, equation 4: no loss makes the window smaller */
     REORDER_ROUNDS = 16,  /* RFC 8985 6.2: recoveries a widened reordering window lasts */
     REORDER_FACTOR = 200, /* more never is less than a round trip */
 };
@@ -176,7 +177,9 @@ static void grant(struct mn_conn *c, uint32_t delivered, bool is_safe)
     }
     if (l->prr_out == 0 && send < mss)
         send = mss; /* the fast retransmission itself */
-    l->window = pipe + send;
+    /* RFC 6675 would fill the least window at once. Were only the retransmission out, nothing but the timer could find
+     * that it was lost as well. */
+    l->window = pipe + send > LEAST_SEGMENTS * mss ? pipe + send : LEAST_SEGMENTS * mss;
 }
 
 static bool may_stand(const struct mn_conn *c)

@@ -405,8 +405,9 @@ static void send_new(struct mn_stack *s, struct mn_conn *c, struct burst *b)
         note_sent(s, c, 0);
 }
 
-/* One segment more, new if there is one and the last again if not, so that its ACK tells what was lost before it. */
-void mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c)
+/* One segment more, new if there is one and the last again if not, so that its ACK tells what was lost before it.
+ * False: there is none to send. */
+bool mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c)
 {
     struct mn_send *d = &c->snd;
     struct burst b = {.left = 1};
@@ -415,17 +416,17 @@ void mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c)
         uint32_t avail = d->end - d->nxt, allowed = peer_edge(c) - d->nxt, n = avail < d->mss ? avail : d->mss;
         n = n < allowed ? n : allowed;
         if (!send_piece(s, c, &b, d->nxt, n, false))
-            return;
+            return false;
         d->nxt += n;
         note_sent(s, c, n);
     } else {
         uint32_t id = mn_sent_tail(s, c);
         if (id == 0)
-            return;
+            return false;
         const struct mn_chunk *k = mn_sent_chunk(s, id);
         uint32_t fin = d->fin_sent ? 1 : 0, data = k->len - fin, n = data < d->mss ? data : d->mss;
         if (n < data || !send_piece(s, c, &b, k->seq, n, true))
-            return; /* cut for a larger path: the timer's */
+            return false; /* cut for a larger path: the timer's */
         c->rtt.resent_at = s->now;
         c->retransmits++;
         s->stats.tcp_retransmits++;
@@ -435,6 +436,7 @@ void mn_tcp_send_probe(struct mn_stack *s, struct mn_conn *c)
     mn_loss_on_probe(c, !is_new);
     mn_ack_send(s, c, true);
     mn_conn_set_timer(s, c, MN_T_RETX, s->now + mn_rtt_timeout(&c->rtt));
+    return true;
 }
 
 /* ---- timers that follow from what is out ---- */
@@ -449,9 +451,9 @@ static void arm_timers(struct mn_stack *s, struct mn_conn *c, bool has_sent)
         if (!mn_loss_wants_probe(c)) {
             c->due[MN_T_PROBE] = MN_DEADLINE_NONE;
         } else if (has_sent || c->due[MN_T_PROBE] == MN_DEADLINE_NONE) {
+            /* Never behind the timeout, in whose place it is sent then (RFC 8985 7.2). */
             uint64_t at = s->now + mn_loss_probe_delay(c);
-            if (at < c->due[MN_T_RETX])
-                mn_conn_set_timer(s, c, MN_T_PROBE, at);
+            mn_conn_set_timer(s, c, MN_T_PROBE, at < c->due[MN_T_RETX] ? at : c->due[MN_T_RETX]);
         }
     } else if (mn_seq_lt(d->nxt, d->end)) {
         /* Data, nothing out, and no window for it: persist (RFC 9293 3.8.6.1). */
