@@ -202,7 +202,7 @@ class Relay:
     def close(self) -> None: ...
 
 EV_LINK_READY: Final = 20
-"""(kind, req, certificate as DER or b''): connected; say the first words"""
+"""(kind, req, certificate as DER or b'', relay's key or b''): connected; say the first words"""
 EV_LINK_DATA: Final = 21
 """(kind, req, data): before it is open"""
 EV_LINK_FRAME: Final = 22
@@ -214,3 +214,6 @@ EV_LINK_ENDED: Final = 24
 
 def tls_context(ca_file: str | None, verifies: bool, /) -> object:
     """How relays we dial prove who they are: the system's roots and those of ca_file, or not at all."""
+
+def relay_key_of(der: bytes, /) -> bytes:
+    """The relay's key that a meta-certificate tells; b'': it is none."""

@@ -58,6 +58,8 @@ class RelayStream(asyncio.Transport):
         self.ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.certificate = b""
         """The relay's, as DER; b'' without TLS."""
+        self.relay_key = b""
+        """The relay's key, if TLS 1.3 told it; else b''."""
         self.rx_bytes = 0
         self.tx_bytes = 0
 
@@ -100,9 +102,9 @@ class RelayStream(asyncio.Transport):
 
     # --- events of the engine ---
 
-    def on_ready(self, certificate: bytes) -> None:
+    def on_ready(self, certificate: bytes, relay_key: bytes) -> None:
         """The handshake is done."""
-        self.certificate = certificate
+        self.certificate, self.relay_key = certificate, relay_key
         if not self.ready.done():
             self.ready.set_result(None)
 
@@ -175,9 +177,9 @@ class Streams:
     def _forget(self, req: int) -> None:
         self._streams.pop(req, None)
 
-    def _on_link_ready(self, req: int, certificate: bytes) -> None:
+    def _on_link_ready(self, req: int, certificate: bytes, relay_key: bytes) -> None:
         if (stream := self._streams.get(req)) is not None:
-            stream.on_ready(certificate)
+            stream.on_ready(certificate, relay_key)
 
     def _on_link_data(self, req: int, data: bytes) -> None:
         if (stream := self._streams.get(req)) is not None:

@@ -51,7 +51,7 @@ def status_of(house: House) -> Status:
         endpoints=house.reach.endpoints,
         traffic=_all_traffic(house, netmap) if netmap else {},
         interface=house.interface.name if house.interface else "",
-        health=(*(netmap.health if netmap else ()), *((house.portal.text,) if house.portal.text else ())),
+        health=_health(house, netmap),
         filter_rules=tuple(describe(netmap.rules)) if netmap else ("deny everything: no netmap yet",),
         counters=house.engine.stats()
         | house.discovery.counters()
@@ -59,6 +59,13 @@ def status_of(house: House) -> Status:
         | house.reach.netcheck.counts
         | {"engine_lost": house.engine.lost_count},
     )
+
+
+def _health(house: House, netmap: Netmap | None) -> tuple[str, ...]:
+    """What is wrong with us, as control, a portal on the way and relays have it."""
+    portal = (house.portal.text,) if house.portal.text else ()
+    relays = (f"relay {r.code} says: {r.health}" for r in house.pool.status() if r.health)
+    return (*(netmap.health if netmap else ()), *portal, *relays)
 
 
 def _all_traffic(house: House, netmap: Netmap) -> dict[int, PeerTraffic]:

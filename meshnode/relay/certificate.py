@@ -14,8 +14,8 @@ from pathlib import Path
 from cryptography import x509
 
 from meshnode.base.errors import ConfigError
-from meshnode.relay.dial import matches_name
 from meshnode.relay.identity import first_certificate, names_of
+from meshnode.relay.trust import matches_name
 from meshnode.run.log import get_logger
 
 _log = get_logger("derp")

@@ -23,7 +23,7 @@ from typing import Any, Final
 from meshnode.base.errors import ConfigError, ProtocolError, ProxyError, RelayError
 from meshnode.core.proxies import Proxies
 from meshnode.relay.check_tls import STEP_S, Finding, Way, judge, trusting
-from meshnode.relay.link import UpgradeRefused
+from meshnode.relay.opening import UpgradeRefused
 from meshnode.relay.places import listen_addresses, parse_target
 from meshnode.wire import derp, stun, websocket
 from meshnode.wire.http1 import ClientHttp

@@ -15,8 +15,8 @@ from typing import Any, Final
 from cryptography import x509
 
 from meshnode.base.proxy import Proxy
-from meshnode.relay.dial import matches_name
 from meshnode.relay.identity import names_of, pin_of
+from meshnode.relay.trust import matches_name
 from meshnode.run.connect import connect_through
 
 STEP_S: Final = 5.0

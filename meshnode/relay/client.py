@@ -59,6 +59,8 @@ class RegionStatus:
     """Name of the relay node connected to; '' while not connected."""
     is_websocket: bool
     """Because something on the way strips the relay's own upgrade."""
+    is_fast: bool
+    """The login left with the first request: the TLS handshake had told the relay's key."""
     is_home: bool
     rtt_s: float | None
     health: str
@@ -197,6 +199,7 @@ class RelayClient:
             since=Seconds(self.since),
             node=self._node.name if self._node and link else "",
             is_websocket=link is not None and link.is_websocket,
+            is_fast=link is not None and link.is_fast,
             is_home=self.is_home,
             rtt_s=link.rtt_s if link else None,
             health=self.health,
@@ -239,6 +242,7 @@ class RelayClient:
         self._link, self._node, self.error, self.health = link, node, "", ""
         if self.is_home:
             link.put_urgent(derp.emit_preferred(True))
+        _log.debug("relay connected", region=self.region.id, node=node.name, fast_start=link.is_fast)
         self._become(RelayState.CONNECTED)
         link.schedule_flush()
         try:

@@ -1,8 +1,7 @@
 """Reach a region: TCP to its nodes in order, through a proxy if one leads there, TLS verified, each wait bounded.
 
 The result is a Link that is connected and logged in; what is said on it afterwards is its owner's
-business. Certificates are never skipped silently: the map's InsecureForTests counts only when the node's
-owner allowed it. A proxy is asked for a node's name, as the map has it. Where an answer shows that something on the way
+business. A proxy is asked for a node's name, as the map has it. Where an answer shows that something on the way
 strips the relay's own upgrade, the next attempt is by WebSocket, and later ones begin with that.
 Source: docs/protocol/paths.md 2.1.
 """
@@ -10,21 +9,21 @@ Source: docs/protocol/paths.md 2.1.
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import hmac
 import os
 import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, Final
 
 from meshnode.base.errors import ProtocolError, ProxyPassword, RelayError
+from meshnode.base.keys import NodePublic
 from meshnode.netmap.model import RelayNode, RelayRegion
-from meshnode.relay.link import Link, UpgradeRefused
+from meshnode.relay.link import Link
+from meshnode.relay.opening import UpgradeRefused
 from meshnode.relay.options import PIN, Carrier, DialOptions
+from meshnode.relay.trust import check_certificate, check_pin, told_key
 from meshnode.run.connect import connect_through
 from meshnode.run.log import get_logger
 from meshnode.run.scope import Scope
@@ -92,19 +91,22 @@ async def _dial_node(node: RelayNode, ideal: str, options: DialOptions, link: Li
     sock = await connect_node(node, options)
     if sock.family != socket.AF_UNIX:  # a pair before a proxy over TLS has no address
         link.local_ip = sock.getsockname()[0]
+    told = b""
     try:
         if options.carrier is not None:
-            await _hand_over(node, options, options.carrier, sock, link)
+            told = await _hand_over(node, options, options.carrier, sock, link)
         elif options.plain:
             await loop.create_connection(lambda: link, sock=sock)
         else:
             context = options.context_for(node)
             await loop.create_connection(lambda: link, sock=sock, ssl=context, server_hostname=node.host)
             check_certificate(node, link.ssl_object, allow_insecure=options.allow_insecure)
+            told = told_key(link.ssl_object)
     except BaseException:
         sock.close()
         raise
-    await link.login(node.host, ideal if ideal != node.name else "", by_websocket=by_websocket)
+    ideal = ideal if ideal != node.name else ""
+    await link.login(node.host, ideal, by_websocket=by_websocket, told=NodePublic(told) if told else None)
 
 
 async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:
@@ -121,12 +123,14 @@ async def connect_node(node: RelayNode, options: DialOptions) -> socket.socket:
         raise
 
 
-async def _hand_over(node: RelayNode, options: DialOptions, carrier: Carrier, sock: socket.socket, link: Link) -> None:
+async def _hand_over(node: RelayNode, options: DialOptions, carrier: Carrier, sock: socket.socket, link: Link) -> bytes:
+    """Returns the relay's key, if TLS told it."""
     tls = None if options.plain else options.carried_context_for(node)
     verified = "" if node.cert_name.startswith(PIN) else node.cert_name
     stream = await carrier(sock, link, tls, node.host, verified)
     if tls is not None and node.cert_name.startswith(PIN):
-        _check_pin(node, stream.certificate)
+        check_pin(node, stream.certificate)
+    return stream.relay_key
 
 
 def _port(node: RelayNode, options: DialOptions) -> int:
@@ -225,46 +229,3 @@ async def _connect_one(family: socket.AddressFamily, address: Any) -> socket.soc
     except BaseException:
         sock.close()
         raise
-
-
-def check_certificate(node: RelayNode, tls: ssl.SSLObject, *, allow_insecure: bool) -> None:
-    """What OpenSSL was told to leave to us: pin, or name. RelayError if it is not the relay's certificate."""
-    if node.cert_name.startswith(PIN):
-        _check_pin(node, tls.getpeercert(binary_form=True) or b"")
-    elif not (node.insecure and allow_insecure):
-        wanted = node.cert_name or node.host
-        certificate: dict[str, Any] = tls.getpeercert() or {}
-        names = [str(text) for _, text in certificate.get("subjectAltName", ())]
-        if not any(matches_name(name, wanted) for name in names):
-            raise RelayError(f"its certificate is for {', '.join(names) or 'no name'}, not for {wanted}")
-
-
-def matches_name(pattern: str, name: str) -> bool:
-    """Whether a certificate's name covers `name`; `*` stands for exactly the first label."""
-    pattern, name = pattern.lower().rstrip("."), name.lower().rstrip(".")
-    with suppress(ValueError):
-        return ip_address(pattern) == ip_address(name)
-    if pattern.startswith("*."):
-        label, dot, rest = name.partition(".")
-        return bool(label and dot) and rest == pattern[2:]
-    return pattern == name
-
-
-def _check_pin(node: RelayNode, der: bytes) -> None:
-    """Exactly this certificate, for this host, within its dates; who signed it does not matter."""
-    from cryptography import x509  # late: only pinned relays need it
-
-    if not hmac.compare_digest(hashlib.sha256(der).hexdigest(), node.cert_name[len(PIN) :].lower()):
-        raise RelayError("its certificate is not the one pinned in the relay map")
-    certificate = x509.load_der_x509_certificate(der)
-    now = datetime.now(UTC)
-    if not certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc:
-        raise RelayError("its pinned certificate is outside its dates")
-    try:
-        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except x509.ExtensionNotFound:
-        raise RelayError("its pinned certificate names no host") from None
-    names = [str(n) for n in extension.get_values_for_type(x509.DNSName)]
-    names += [str(ip) for ip in extension.get_values_for_type(x509.IPAddress)]
-    if not any(matches_name(name, node.host) for name in names):
-        raise RelayError(f"its pinned certificate is for {', '.join(names)}, not for {node.host}")

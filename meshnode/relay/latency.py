@@ -13,8 +13,9 @@ from typing import Final
 
 from meshnode.base.errors import RelayError
 from meshnode.netmap.model import RelayRegion
-from meshnode.relay.dial import check_certificate, connect_node
+from meshnode.relay.dial import connect_node
 from meshnode.relay.options import DialOptions
+from meshnode.relay.trust import check_certificate
 from meshnode.wire.http1 import ClientHttp
 
 PATH: Final = "/derp/latency-check"

@@ -1,8 +1,8 @@
 """Link: one connected stream to a relay, from HTTP upgrade to its end.
 
 States: connected → upgrading → greeted → open → closed. As an asyncio protocol it takes bytes as they
-come and writes joined batches; it decides nothing beyond the frames themselves. `closed` resolves with
-the reason when the stream ends, whoever ended it.
+come and writes joined batches; it decides nothing beyond the frames themselves, and leaves the first words to an
+Opening. `closed` resolves with the reason when the stream ends, whoever ended it.
 Source: docs/protocol/paths.md 1.4, 1.11, 2.2.
 """
 
@@ -19,30 +19,17 @@ from meshnode.base.keys import KEY_LEN, NodePrivate, NodePublic
 from meshnode.core.lanes import Lanes
 from meshnode.core.liveness import Liveness, Verdict
 from meshnode.engine.link import RelayStream
+from meshnode.relay.opening import Opening
 from meshnode.run.clock import Clock
 from meshnode.run.log import get_logger
-from meshnode.wire import derp, websocket
-from meshnode.wire.http1 import ClientHttp, Response
+from meshnode.wire import derp
 
 WRITE_HIGH: Final = 256 * 1024
 WRITE_BATCH: Final = 128 * 1024
 STREAM_BATCH: Final = 32 * 1024
 """About what is handed to a RelayStream at once."""
-REPLY_MAX: Final = 4096
+HEALTH_MAX: Final = 256
 _log = get_logger("relay")
-
-
-class UpgradeRefused(RelayError):
-    """Something answered in HTTP and did not change the protocol."""
-
-    def __init__(self, status: int) -> None:
-        super().__init__(f"HTTP status {status}: not a relay, or a proxy strips the upgrade")
-        self.status = status
-
-    @property
-    def is_stripped(self) -> bool:
-        """A relay saw no upgrade, or something before it did not pass it on; not that nobody is there."""
-        return self.status < 500
 
 
 class Phase(Enum):
@@ -74,7 +61,6 @@ class Link(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._clock = clock
         self._private = private
-        self._login = derp.ClientLogin(private)
         self._frames = derp.Frames(derp.TO_CLIENT)
         self._lanes = lanes
         self._region = region
@@ -86,14 +72,13 @@ class Link(asyncio.Protocol):
         self._on_sent = on_sent
         self._phase = Phase.NEW
         self._transport: asyncio.Transport | None = None
-        self._http: ClientHttp | None = None
-        self._websocket: websocket.ClientUpgrade | None = None
+        self._opening: Opening | None = None
+        """None before `login`."""
         self._logged_in: asyncio.Future[None] = self._loop.create_future()
         self.closed: asyncio.Future[str] = self._loop.create_future()
         """Resolves with why the link ended."""
         self.restart_hint: tuple[float, float] | None = None
         """What the relay announced before it went: (seconds to wait, seconds to try)."""
-        self.info: derp.ServerInfo | None = None
         self.local_ip = ""
         """Our end's address, as text; '' until the dialler tells."""
         self.rx_bytes = 0
@@ -116,10 +101,13 @@ class Link(asyncio.Protocol):
         """Bytes from the relay."""
         if self._phase is Phase.CLOSED:
             return
+        if self._opening is None:
+            self._end("it speaks before it is asked: not a relay")
+            return
         self.rx_bytes += len(data)
         try:
             if self._phase is Phase.UPGRADING:
-                data = self._consume_upgrade(data)
+                data = self._consume_upgrade(self._opening, data)
                 if not data:
                     return
             self._pulse.hear(self._clock.now())
@@ -129,7 +117,7 @@ class Link(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         """The relay closes without a word; that is how it refuses, too."""
-        refused = self._phase in (Phase.GREETED, Phase.OPEN) and self.info is None
+        refused = self._opening is not None and self._opening.is_said and self._opening.info is None
         self._end("the relay closed the connection" + (" without admitting us" if refused else ""))
         return False
 
@@ -151,7 +139,12 @@ class Link(asyncio.Protocol):
     @property
     def is_websocket(self) -> bool:
         """Frames travel inside a WebSocket."""
-        return self._websocket is not None
+        return self._opening is not None and self._opening.is_websocket
+
+    @property
+    def is_fast(self) -> bool:
+        """The login left with the first request: TLS had told the relay's key."""
+        return self._opening is not None and self._opening.is_fast
 
     @property
     def ssl_object(self) -> ssl.SSLObject:
@@ -163,40 +156,35 @@ class Link(asyncio.Protocol):
         assert isinstance(tls, ssl.SSLObject) or hasattr(tls, "getpeercert")
         return tls  # type: ignore[no-any-return]
 
-    async def login(self, host: str, ideal: str, *, by_websocket: bool = False) -> None:
+    async def login(self, host: str, ideal: str, *, by_websocket: bool = False, told: NodePublic | None = None) -> None:
         """Upgrade, log in, and wait to be admitted; what the lanes hold leaves before that.
 
-        by_websocket: wants a RelayStream, which does the framing. UpgradeRefused: HTTP and no upgrade; RelayError or
-        ProtocolError if the other side is no relay or refuses us; the caller bounds the wait.
+        by_websocket: wants a RelayStream, which does the framing. told: the relay's key, if TLS told it.
+        UpgradeRefused: HTTP and no upgrade; RelayError or ProtocolError if the other side is no relay or refuses us;
+        the caller bounds the wait.
         """
-        self._http = ClientHttp(host, body_limit=REPLY_MAX)
-        headers = [("User-Agent", "meshnode")]
-        if ideal:
-            headers.append(("Ideal-Node", ideal))
-        protocol = "DERP"
-        if by_websocket:
-            self._websocket = websocket.ClientUpgrade("derp", self._clock.entropy(websocket.NONCE_LEN))
-            protocol, headers = "websocket", [*headers, *self._websocket.headers]
+        if self._phase is Phase.CLOSED:
+            raise RelayError(self.closed.result())
+        opening = self._opening = Opening(
+            self._private, host, ideal, entropy=self._clock.entropy, by_websocket=by_websocket, told=told
+        )
         self._phase = Phase.UPGRADING
-        self._write(self._http.upgrade("GET", "/derp", protocol, headers))
+        first = opening.start()
+        self._write(first + self._lanes.take(STREAM_BATCH, self._clock.now()) if opening.is_said else first)
         await self._logged_in
 
-    def _consume_upgrade(self, data: bytes) -> bytes:
+    def _consume_upgrade(self, opening: Opening, data: bytes) -> bytes:
         """Returns what already belongs to the frames."""
-        assert self._http is not None
-        response = self._http.receive(data)
-        if response is None:
+        rest = opening.receive(data)
+        if rest is None:
             return b""
-        if response.status != 101:
-            raise UpgradeRefused(response.status)
-        self._phase, self._http = Phase.GREETED, None
-        return response.rest if self._websocket is None else self._start_websocket(response)
-
-    def _start_websocket(self, response: Response) -> bytes:
-        """What came with the answer goes back: the stream hands it on as the payload of messages."""
-        assert self._websocket is not None and self._stream is not None
-        self._websocket.check(response)
-        self._stream.start_websocket(response.rest)
+        self._phase = Phase.GREETED
+        if opening.is_said:
+            self._open()
+        if not opening.is_websocket:
+            return rest
+        assert self._stream is not None
+        self._stream.start_websocket(rest)  # it hands their payload on as data
         return b""
 
     def _consume_frames(self, data: bytes) -> None:
@@ -211,18 +199,45 @@ class Link(asyncio.Protocol):
         if kind == derp.RECV_PACKET:
             if len(payload) >= KEY_LEN:
                 self._on_packet(payload[:KEY_LEN], payload[KEY_LEN:])
-        elif kind == derp.SERVER_KEY:
-            self._greet(payload)
-        elif kind == derp.SERVER_INFO:
-            self.info = self._login.consume_server_info(payload)
-            if not self._logged_in.done():
-                self._logged_in.set_result(None)
+        elif kind in (derp.SERVER_KEY, derp.SERVER_INFO):
+            self._consume_login(kind, payload)
         elif kind == derp.PING:
             self.put_urgent(derp.emit_frame(derp.PONG, payload[: derp.PING_LEN]))
         elif kind == derp.PONG:
             self._pulse.hear_pong(self._clock.now())
         else:
             self._consume_notice(kind, payload)
+
+    def _consume_login(self, kind: int, payload: bytes) -> None:
+        assert self._opening is not None
+        if kind == derp.SERVER_KEY:
+            login = self._opening.greet(payload)
+            if login:
+                self._write(login)
+                self._open()
+        else:
+            self._opening.admit(payload)
+            if not self._logged_in.done():
+                self._logged_in.set_result(None)
+
+    def _open(self) -> None:
+        self._phase = Phase.OPEN
+        self._arm_pulse()
+        if self._stream is None:
+            self._flush()
+
+    def _consume_notice(self, kind: int, payload: bytes) -> None:
+        """What a relay says about itself and others. A frame cut short is dropped, not fatal."""
+        try:
+            if kind == derp.PEER_GONE:
+                self._on_gone(*derp.parse_gone(payload))
+            elif kind == derp.HEALTH:
+                text = payload[:HEALTH_MAX].decode("utf-8", "replace")
+                self._on_health("".join(c if c.isprintable() else " " for c in text).strip())
+            elif kind == derp.RESTARTING:
+                self.restart_hint = derp.parse_restarting(payload)
+        except ProtocolError as error:
+            _log.debug("relay frame dropped", error=str(error))
 
     # --- a stream that moves packets by itself ---
 
@@ -249,27 +264,6 @@ class Link(asyncio.Protocol):
             self._arm_pulse()
         if not heard:
             self._on_sent()
-
-    def _greet(self, payload: bytes) -> None:
-        self._login.consume_server_key(payload)
-        if self._phase is Phase.GREETED:
-            self._write(self._login.create_client_info(self._clock.entropy(derp.NONCE_LEN)))
-            self._phase = Phase.OPEN
-            self._arm_pulse()
-            if self._stream is None:
-                self._flush()
-
-    def _consume_notice(self, kind: int, payload: bytes) -> None:
-        """What a relay says about itself and others. A frame cut short is dropped, not fatal."""
-        try:
-            if kind == derp.PEER_GONE:
-                self._on_gone(*derp.parse_gone(payload))
-            elif kind == derp.HEALTH:
-                self._on_health(payload[:256].decode("utf-8", "replace"))
-            elif kind == derp.RESTARTING:
-                self.restart_hint = derp.parse_restarting(payload)
-        except ProtocolError as error:
-            _log.debug("relay frame dropped", error=str(error))
 
     # --- sending ---
 
@@ -365,10 +359,7 @@ class Link(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         if not self._logged_in.done():
-            if phase is Phase.NEW:
-                self._logged_in.cancel()
-            else:
-                self._logged_in.set_exception(error or RelayError(reason))
-                self._logged_in.exception()  # seen: nobody may wait for it any more
+            self._logged_in.set_exception(error or RelayError(reason))
+            self._logged_in.exception()  # seen: nobody may wait for it any more
         if not self.closed.done():
             self.closed.set_result(reason)

@@ -140,6 +140,6 @@ def _lines(stats: Mapping[str, int], counters: Mapping[str, int], stun: Mapping[
     yield "# TYPE stun_addrfamily counter"
     for family in ("ipv4", "ipv6"):
         yield f'stun_addrfamily{{family="{family}"}} {stun.get(family, 0)}'
-    for key in ("refused", "revoked"):
+    for key in ("refused", "revoked", "fast_starts"):
         yield from _one(f"meshnode_derp_{key}", "counter", counters.get(key, 0))
     yield from _one("bootstrap_dns_requests", "counter", counters.get("bootstrap_dns_requests", 0))

@@ -343,6 +343,7 @@ class RelayServer:
             self.counters["refused"] += 1
             self._native.end(conn, True)
             return
+        self.counters["fast_starts"] += session.is_fast
         flags = (PROBER if info.is_prober else 0) | (ACKS_PINGS if info.can_ack_pings else 0)
         flags |= (MESH if is_mesh else 0) | (NOT_IDEAL if session.ideal_node else 0)
         rate = self.limits.client_rate

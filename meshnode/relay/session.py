@@ -73,6 +73,8 @@ class Session:
         self.info: derp.ClientInfo | None = None
         self.ideal_node = ""
         self.is_websocket = False
+        self.is_fast = False
+        """It knew our key from TLS, and logged in with its request."""
 
     @property
     def client(self) -> NodePublic:
@@ -124,7 +126,8 @@ class Session:
             return self._upgrade_websocket(http, request)
         _, rest = http.switch("DERP")
         greeting = self._login.create_server_key()
-        if request.headers.get("derp-fast-start") != "1":
+        self.is_fast = request.headers.get("derp-fast-start") == "1"
+        if not self.is_fast:
             head = (
                 "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n"
                 f"Derp-Version: {derp.VERSION}\r\nDerp-Public-Key: {self._private.public().raw.hex()}\r\n\r\n"

@@ -232,9 +232,10 @@ class ClientLogin:
 
     __slots__ = ("_private", "server")
 
-    def __init__(self, private: NodePrivate) -> None:
+    def __init__(self, private: NodePrivate, server: NodePublic | None = None) -> None:
+        """server: the relay's key, where it is known before the relay's first frame."""
         self._private = private
-        self.server: NodePublic | None = None
+        self.server = server
         """The relay's key, once known."""
 
     def consume_server_key(self, payload: bytes) -> None:
@@ -243,7 +244,7 @@ class ClientLogin:
             raise RemoteProtocolError("the greeting is not a relay's")
         key = NodePublic(payload[len(MAGIC) : len(MAGIC) + KEY_LEN])
         if self.server is not None and key != self.server:
-            raise RemoteProtocolError("the relay changed its key during the login")
+            raise RemoteProtocolError("the relay says another key than before")
         self.server = key
 
     def create_client_info(

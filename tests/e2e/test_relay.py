@@ -125,7 +125,7 @@ class Bed:
             engine = await Engine.start(private)
             self.engines.append(engine)
             about["carrier"] = engine.adopt_relay
-        client = Client(RelayPool(private, clock=CLOCK, **about), private.public())
+        client = Client(RelayPool(private, clock=about.pop("clock", CLOCK), **about), private.public())
         self.pools.append(client.pool)
         client.pool.on_packet = lambda *a: client.got.append(a)
         client.pool.on_peer_gone = lambda *a: client.gone.append(a)

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +122,22 @@ def test_a_node_that_says_nothing_has_its_time_and_no_more(monkeypatch: pytest.M
     play("asyncio", work)
 
 
+def test_a_region_has_its_time_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nodes that take a connection and say nothing: one time for all of them."""
+    monkeypatch.setattr(dial, "TOTAL_S", 0.3)
+
+    async def work() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as mute:
+            port = mute.getsockname()[1]
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            with pytest.raises(RelayError, match=r"no answer in time; 127.0.0.1:\d+: no answer in time"):
+                await dial_region(region(node("a", port), node("b", port)), DialOptions(plain=True), make_link)
+            assert 0.25 <= loop.time() - started < 5.0
+
+    play("asyncio", work)
+
+
 @loops
 @pytest.mark.parametrize(
     ("about", "prefers_v6", "expected"),
@@ -159,6 +176,22 @@ def test_ipv4_does_not_wait_for_an_ipv6_that_fails(loop: str, monkeypatch: pytes
             sock.close()
 
     play(loop, work)
+
+
+def test_a_relay_that_goes_between_tls_and_the_first_word_is_a_failed_dial() -> None:
+    """The end comes in the same turn as the end of the handshake: an error as any other, and nothing is cancelled."""
+
+    async def work() -> None:
+        async def adopt(sock: socket.socket, link: Link, *_: object) -> Any:
+            sock.close()
+            link.eof_received()
+            return SimpleNamespace(certificate=b"", relay_key=b"")
+
+        async with listening("127.0.0.1", heard=[]) as port:
+            with pytest.raises(RelayError, match="the relay closed the connection"):
+                await dial_region(region(node("a", port)), DialOptions(plain=True, carrier=adopt), make_link)
+
+    play("asyncio", work)
 
 
 def test_http2_is_never_agreed_on(certificates: tuple[Path, Path, Path]) -> None:

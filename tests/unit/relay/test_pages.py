@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from meshnode.relay.dial import matches_name
 from meshnode.relay.session import respond
+from meshnode.relay.trust import matches_name
 from meshnode.wire.http1 import Request
 
 
