@@ -26,6 +26,8 @@ class Visit:
 
     host: str
     port: int
+    address: str
+    """Where `host` is."""
     cert_name: str = ""
     ca_file: str = ""
     times: int = 3
@@ -67,7 +69,9 @@ async def _visit(wanted: Visit) -> list[Login]:
     from meshnode.run.clock import Clock
 
     clock, private, one = Clock(), NodePrivate.generate(Clock().entropy), RegionId(1)
-    node = RelayNode("a", one, wanted.host, port=wanted.port, stun_port=-1, cert_name=wanted.cert_name)
+    node = RelayNode(
+        "a", one, wanted.host, ipv4=wanted.address, port=wanted.port, stun_port=-1, cert_name=wanted.cert_name
+    )
     region = RelayRegion(one, "r", "r", (node,))
     engine = await Engine.start(private)
 

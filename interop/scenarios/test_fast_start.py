@@ -9,6 +9,7 @@ from interop.certs import Authority
 from interop.lab import Lab, until
 from interop.peers.derper import PORT, Derper
 from interop.peers.logins import Visit, visit
+from tests.bench.link import A, Link
 
 ONE_WAY_MS = 50
 
@@ -18,12 +19,12 @@ def test_both_links_start_fast_at_derper(kind: str, peers: None, tmp_path_factor
     """A round trip of 100 ms is saved: three instead of four, TCP's and TLS's among them."""
     with Lab(tmp_path_factory.mktemp(kind)) as lab:
         authority = Authority.create(lab.folder / "ca") if kind == "authority" else None
-        derper = Derper(lab.host("relay"), authority).start()
+        derper = Derper(lab.host("relay"), authority, dual=True).start()
         guest = lab.host("guest")
-        for host in (derper.host, guest):
-            host.run("tc", "qdisc", "replace", "dev", "eth0", "root", "netem", "delay", f"{ONE_WAY_MS}ms")
-        pin, ca = ("", str(authority.ca)) if authority else (derper.pin, "")
-        rows = visit(guest, Visit(derper.host.v4, PORT, pin, ca))
+        with Link((derper.host.namespace, guest.namespace), devices=("far", "far")) as link:
+            link.set(delay_us=ONE_WAY_MS * 1000)
+            pin, ca = ("", str(authority.ca)) if authority else (derper.pin, "")
+            rows = visit(guest, Visit(derper.host.v4, PORT, A, pin, ca))
         for row in rows:
             print(f"{row.link}: {'fast' if row.is_fast else 'ordinary'} {row.best_s * 1000:.0f} ms")
         assert [(row.link, row.is_fast) for row in rows] == [
