@@ -1,4 +1,4 @@
-"""Plan: everything an operator says about one relay, as a Station takes it; nothing here is checked yet.
+"""Plan: everything an operator says about one relay, as a Station takes it, before anything is opened.
 
 Settings of the `[derp]` table and flags of `meshnode derp` become one of these in meshnode.cli.derp.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from meshnode.base.errors import ConfigError
 from meshnode.relay.admit import Admit
 from meshnode.relay.places import OFF
 from meshnode.relay.server import Limits
@@ -42,3 +43,14 @@ class Plan:
     bootstrap_dns: tuple[str, ...] = ()
     region: int = 900
     limits: Limits = Limits()
+
+
+def check_companions(plan: Plan) -> None:
+    """ConfigError for a setting that says nothing without another."""
+    for name, given, other, is_there in (
+        ("key", plan.key, "--cert FILE", plan.cert),
+        ("acme_email", plan.acme_email, "--acme", plan.acme),
+        ("acme_by", plan.acme_by != "auto", "--acme", plan.acme),
+    ):
+        if given and not is_there:
+            raise ConfigError(f"{name}: belongs to {other}, which is not given")

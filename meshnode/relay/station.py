@@ -27,7 +27,7 @@ from meshnode.relay.inherit import inherited_sockets
 from meshnode.relay.mesh import parse_mesh_key
 from meshnode.relay.options import DialOptions
 from meshnode.relay.places import LOOPBACK, OFF, listen_addresses, parse_target, usual_host
-from meshnode.relay.plan import Plan
+from meshnode.relay.plan import Plan, check_companions
 from meshnode.relay.server import RelayServer, listen_on
 from meshnode.relay.session import Page, Role
 from meshnode.relay.stun import StunServer
@@ -89,6 +89,7 @@ class Station:
 
     def reload(self) -> None:
         """Certificate and lists anew, as for SIGHUP."""
+        _log.info("certificate and lists are looked at again")
         if self._files is not None:
             self._load_certificate(self._files, force=True)
         if self._gate is not None:
@@ -114,10 +115,12 @@ class Station:
     # --- opening ---
 
     async def _open(self) -> None:
+        check_companions(self.plan)
         hosts = tuple(usual_host(text, "host") for text in self.plan.hosts)
         plan = self.plan = replace(self.plan, hosts=hosts)
         self._bootstrap = BootstrapDns([usual_host(text, "bootstrap_dns") for text in plan.bootstrap_dns])
         neighbours = [_neighbour(text, number) for number, text in enumerate(plan.mesh)]
+        options = self._dial_options()
         admit = await self._admission()
         mesh_key = parse_mesh_key(plan.mesh_key) if plan.mesh_key else ""
         if plan.mesh and not mesh_key:
@@ -148,7 +151,7 @@ class Station:
             raise self._files.unfit(error) if self._files else ConfigError(f"cert: {error}") from None
         await self._start_stun()
         if neighbours:
-            self.server.join_mesh(neighbours, self._dial_options(neighbours[0]))
+            self.server.join_mesh(neighbours, options)
         for each in sockets:
             self.server.take(each, tls=pem is not None)
         for role, opened in ((Role.HTTP, http), (Role.METRICS, page)):
@@ -170,12 +173,12 @@ class Station:
             nobody = NodePrivate.generate(self.clock.entropy).public()
             spawn(self._gate.recheck(nobody, LOOPBACK), "verifier")
 
-    def _dial_options(self, neighbour: RelayNode) -> DialOptions:
+    def _dial_options(self) -> DialOptions:
         """How neighbours are reached. ConfigError now if the CA file is of no use."""
         options = DialOptions(self.plan.ca_file, plain=self.plan.plain)
         try:
-            if not self.plan.plain:
-                options.carried_context_for(neighbour)
+            if self.plan.ca_file:
+                options.carried_context_for(RelayNode("any", RegionId(0), ""))
         except RelayError as error:
             raise ConfigError(str(error)) from None
         return options

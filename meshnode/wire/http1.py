@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final
 
 import h11
@@ -193,8 +194,9 @@ class ServerHttp(_Half):
 
     def respond(self, status: int, body: bytes = b"", headers: Headers = ()) -> bytes:
         """The bytes of a complete answer."""
-        lines = [("Content-Length", str(len(body))), *headers]
-        out = self._send(h11.Response(status_code=status, headers=lines))
+        length = [] if status == HTTPStatus.NO_CONTENT else [("Content-Length", str(len(body)))]
+        reason = HTTPStatus(status).phrase
+        out = self._send(h11.Response(status_code=status, reason=reason, headers=[*length, *headers]))
         if body and not self._answers_head:
             out += self._send(h11.Data(data=body))
         return out + self._send(h11.EndOfMessage())

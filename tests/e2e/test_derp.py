@@ -91,6 +91,10 @@ def test_self_signed_works_by_bare_ip_and_is_kept(tmp_path: Path) -> None:
         ({"hosts": ("relay.example:443",)}, "host: 'relay.example:443' is neither a host name nor an IP address"),
         ({"mesh": ("2001:db8::1:x",), "mesh_key": MESH_KEY}, "mesh: '2001:db8::1:x' is not HOST[:PORT]"),
         ({"mesh": ("other",), "mesh_key": MESH_KEY, "ca_file": "nowhere.pem"}, "CA file nowhere.pem cannot be used"),
+        ({"key": "key.pem"}, "key: belongs to --cert FILE, which is not given"),
+        ({"acme_email": "me@example.com"}, "acme_email: belongs to --acme"),
+        ({"acme_by": "http-01"}, "acme_by: belongs to --acme"),
+        ({"ca_file": "nowhere.pem"}, "CA file nowhere.pem cannot be used"),
         ({"bootstrap_dns": ("https://hs",)}, "bootstrap_dns: 'https://hs' is neither"),
     ],
 )

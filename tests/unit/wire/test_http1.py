@@ -60,6 +60,25 @@ def test_pipelined_requests() -> None:
     assert second is not None and second.target == "/2"
 
 
+def test_an_answer_without_content_has_no_length() -> None:
+    """RFC 9110 8.6; and a reason for those who read it."""
+    ours, theirs = client(), ServerHttp(body_limit=10)
+    theirs.receive(ours.request("GET", "/generate_204"))
+    raw = theirs.respond(204, headers=[("Cache-Control", "no-store")])
+    assert raw == b"HTTP/1.1 204 No Content\r\nCache-Control: no-store\r\n\r\n"
+    answer = ours.receive(raw)
+    assert answer is not None and answer.status == 204 and answer.reusable
+
+
+def test_a_connection_closed_before_its_answer_is_told_in_words() -> None:
+    for seen in (b"", b"HTTP/1.1 200"):
+        ours = client()
+        ours.request("GET", "/")
+        assert not seen or ours.receive(seen) is None
+        with pytest.raises(RemoteProtocolError, match="closed before an answer came"):
+            ours.receive(b"")
+
+
 def test_head_has_no_body() -> None:
     theirs = ServerHttp(body_limit=10)
     theirs.receive(b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n")
