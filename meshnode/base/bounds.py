@@ -41,6 +41,16 @@ RELAY_QUEUE_BYTES: Final = 256 * 1024
 RELAY_REGIONS_MAX: Final = 32
 """Concurrent relay connections of a node (paths.md 2.3)."""
 
+RELAY_MAP_MAX: Final = 1 << 20
+"""A relay map that a person names, a file or at a URL; the public one is 60 KB."""
+
+RELAY_MAP_YAML_MAX: Final = 128 * 1024
+"""The same as YAML, whose reader takes a second for it; a person's own has a few regions."""
+
+RELAY_MAP_REGIONS_MAX: Final = 256
+RELAY_MAP_NODES_MAX: Final = 16
+"""Of such a map, and of a region in it."""
+
 CANDIDATES_MAX: Final = 64
 """Endpoints remembered for a peer (paths.md 6.7)."""
 

@@ -192,6 +192,16 @@ def _netcheck(parser: argparse.ArgumentParser) -> None:
     _door(parser)
     _json(parser)
     parser.add_argument("--timeout", type=float, default=15.0, metavar="S", help="wait for the report (default 15)")
+    alone = parser.add_mutually_exclusive_group()
+    alone.add_argument(
+        "--derp-map",
+        metavar="FILE|URL",
+        help="look without a node, at the relays of this map: JSON or YAML, as Tailscale and Headscale have it",
+    )
+    alone.add_argument("--relay", metavar="HOST[:PORT]", help="look without a node, at this relay alone")
+    parser.add_argument(
+        "--ca-file", metavar="FILE", help="without a node: certificate authorities to trust beside the system's"
+    )
 
 
 def _ip(parser: argparse.ArgumentParser) -> None:
@@ -257,7 +267,7 @@ COMMANDS: Final[dict[str, Command]] = {
     "status": Command("what the running node knows", "meshnode.cli.commands:run_status", _status),
     "metrics": Command("numbers for Prometheus", "meshnode.cli.commands:run_metrics", _door),
     "ping": Command("reach a peer and show by which way", "meshnode.cli.commands:run_ping", _ping),
-    "netcheck": Command("what the network lets this node do", "meshnode.cli.netcheck:run_netcheck", _netcheck),
+    "netcheck": Command("what the network lets a node do", "meshnode.cli.netcheck:run_netcheck", _netcheck),
     "ip": Command("tailnet addresses of this node or a peer", "meshnode.cli.commands:run_ip", _ip),
     "whois": Command("who a tailnet address belongs to", "meshnode.cli.commands:run_whois", _whois),
     "nc": Command("connect stdin and stdout to a tailnet port", "meshnode.cli.commands:run_nc", _nc),

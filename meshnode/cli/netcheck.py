@@ -1,14 +1,18 @@
-"""`meshnode netcheck`: what the network lets the running node do, for people or as JSON.
+"""`meshnode netcheck`: what the network lets the running node, or one to come, do, for people or as JSON.
 
-The text is close to what `tailscale netcheck` prints, with the kind of NAT in words and the reason for the home.
+With --derp-map or --relay no node is asked: the same look is taken from here. The text is close to what `tailscale
+netcheck` prints, with the kind of NAT in words and the reason for the home.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any, Final
 
+from meshnode.base.errors import ConfigError, NoRunningNode, TimedOut
 from meshnode.cli.commands import door_of, print_json
 
 TIMEOUT_SLACK_S: Final = 2.0
@@ -18,13 +22,45 @@ PORT_MAPPINGS: Final = {"UPnP": "UPnP", "PMP": "NAT-PMP", "PCP": "PCP"}
 
 def run_netcheck(parsed: argparse.Namespace) -> int:
     """`meshnode netcheck`."""
-    report = door_of(parsed).post("/netcheck", timeout=parsed.timeout, timeout_s=parsed.timeout + TIMEOUT_SLACK_S)
+    is_alone = parsed.derp_map is not None or parsed.relay is not None
+    report = asyncio.run(_look(parsed)) if is_alone else _ask_node(parsed)
     if parsed.json:
         print_json(report)
     else:
         print("Report:")
         print("\n".join(_lines(report)))
     return 0
+
+
+def _ask_node(parsed: argparse.Namespace) -> dict[str, Any]:
+    try:
+        report: dict[str, Any] = door_of(parsed).post(
+            "/netcheck", timeout=parsed.timeout, timeout_s=parsed.timeout + TIMEOUT_SLACK_S
+        )
+    except NoRunningNode as error:
+        raise NoRunningNode(f"{error}; or look without one: --derp-map FILE|URL or --relay HOST[:PORT]") from None
+    return report
+
+
+async def _look(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Without a node."""
+    from meshnode.core.proxies import Proxies
+    from meshnode.node.relaymap import load_relay_map, relay_map_of
+    from meshnode.node.survey import Survey
+
+    if parsed.state_dir or parsed.network:
+        raise ConfigError("--state-dir and --network name a running node; leave them out with --derp-map and --relay")
+    ca_file, proxies = parsed.ca_file or "", Proxies("", os.environ)
+    try:
+        async with asyncio.timeout(parsed.timeout):
+            if parsed.relay is not None:
+                relays = await relay_map_of(parsed.relay, proxies=proxies)
+            else:
+                relays = await load_relay_map(parsed.derp_map, ca_file=ca_file, proxies=proxies)
+            view = await Survey(relays, ca_file=ca_file, proxies=proxies).look()
+    except TimeoutError:
+        raise TimedOut(f"no report of the network within {parsed.timeout:g} s; allow more with --timeout") from None
+    return view.to_json()
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
