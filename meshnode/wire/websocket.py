@@ -17,6 +17,8 @@ from meshnode.wire.http1 import Response
 
 NONCE_LEN: Final = 16
 VERSION: Final = "13"
+MESSAGE_MAX: Final = 32 << 10
+"""Payload of one of our messages: stock ends close when a message is longer."""
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
@@ -83,10 +85,13 @@ class ClientStream:
         return bytes(payload)
 
     def send(self, data: bytes) -> bytes:
-        """The bytes of one message; none once it is closed."""
+        """The bytes as messages; none once it is closed."""
         from wsproto.events import BytesMessage
 
-        return self._connection.send(BytesMessage(data)) if not self.is_closed else b""
+        if self.is_closed:
+            return b""
+        pieces = [data[at : at + MESSAGE_MAX] for at in range(0, len(data), MESSAGE_MAX)]
+        return b"".join(self._connection.send(BytesMessage(piece)) for piece in pieces)
 
     def to_send(self) -> bytes:
         """Answers to pings."""

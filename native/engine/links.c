@@ -48,15 +48,13 @@ static void tell_end(struct mn_engine *e, const struct mn_link *l, const char *w
     tell(e, l, MN_EV_LINK_ENDED, l->is_open, (const uint8_t *)why, strlen(why));
 }
 
-/* The other side's certificate as DER: Python compares it with a pin. And the relay's key, if the handshake told it. */
+/* The other side's certificate as DER: Python compares it with a pin. */
 static void tell_ready(struct mn_engine *e, const struct mn_link *l)
 {
     X509 *cert = l->tls.ssl != NULL ? SSL_get1_peer_certificate(l->tls.ssl) : NULL;
     unsigned char *der = NULL;
     int len = cert != NULL ? i2d_X509(cert, &der) : 0;
-    struct mn_event ev = {.kind = MN_EV_LINK_READY, .req = l->req};
-    ev.what = mn_tls_relay_key(&l->tls, ev.key);
-    mn_events_post_data(&e->events, MN_LANE_RELAY, &ev, der, len > 0 ? (size_t)len : 0);
+    tell(e, l, MN_EV_LINK_READY, 0, der, len > 0 ? (size_t)len : 0);
     OPENSSL_free(der);
     X509_free(cert);
 }
@@ -219,23 +217,34 @@ bool mn_links_send(struct mn_engine *e, uint16_t region, const uint8_t key[32], 
     return false;
 }
 
-/* The n bytes of the batch; false: the link is gone. */
-static bool send_batch(struct mn_engine *e, struct mn_link *l, size_t n, uint8_t opcode)
+/* False: the link is gone. */
+static bool send_bytes(struct mn_engine *e, struct mn_link *l, const uint8_t *p, size_t n)
 {
-    uint8_t *p = e->links.batch + MN_WS_HEADER_MAX;
-    if (l->websocket != NULL) {
-        uint8_t mask[4], head[MN_WS_HEADER_MAX];
-        mn_random(NULL, mask, sizeof mask);
-        mn_ws_mask(p, n, mask);
-        size_t len = mn_ws_header(head, opcode, n, mask);
-        p -= len;
-        n += len;
-        memcpy(p, head, len);
-    }
     if (mn_tls_write(&l->tls, p, n) != MN_TLS_BROKEN)
         return true;
     end(e, l, "the connection broke");
     return false;
+}
+
+/* The n bytes of the batch; false: the link is gone. */
+static bool send_batch(struct mn_engine *e, struct mn_link *l, size_t n, uint8_t opcode)
+{
+    uint8_t *p = e->links.batch + MN_WS_HEADER_MAX;
+    if (l->websocket == NULL)
+        return send_bytes(e, l, p, n);
+    size_t at = 0;
+    do {
+        size_t k = n - at < MN_WS_MESSAGE_MAX ? n - at : MN_WS_MESSAGE_MAX;
+        uint8_t mask[4], head[MN_WS_HEADER_MAX];
+        mn_random(NULL, mask, sizeof mask);
+        mn_ws_mask(p + at, k, mask);
+        size_t len = mn_ws_header(head, opcode, k, mask);
+        memcpy(p + at - len, head, len); /* over bytes that have left */
+        if (!send_bytes(e, l, p + at - len, len + k))
+            return false;
+        at += k;
+    } while (at < n);
+    return true;
 }
 
 static bool answer_ping(struct mn_engine *e, struct mn_link *l)

@@ -14,17 +14,9 @@ static void note_stall(struct mn_relay *r, struct mn_relay_conn *c, bool made_pr
     mn_relay_conn_arm(r, c);
 }
 
-/* n bytes lie at MN_WS_HEADER_MAX of the batch buffer; false: the connection is gone. */
-static bool send_batch(struct mn_relay *r, struct mn_relay_conn *c, size_t n, uint8_t opcode)
+/* False: the connection is gone. */
+static bool send_bytes(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t *p, size_t n)
 {
-    uint8_t *p = r->batch + MN_WS_HEADER_MAX;
-    if (c->websocket != NULL) {
-        uint8_t head[MN_WS_HEADER_MAX];
-        size_t len = mn_ws_header(head, opcode, n, NULL);
-        p -= len;
-        n += len;
-        memcpy(p, head, len);
-    }
     enum mn_tls_result result = mn_tls_write(&c->stream, p, n);
     if (result == MN_TLS_BROKEN) {
         mn_relay_conn_stop(r, c, MN_WHY_BROKEN);
@@ -32,6 +24,25 @@ static bool send_batch(struct mn_relay *r, struct mn_relay_conn *c, size_t n, ui
     }
     if (result == MN_TLS_AGAIN)
         note_stall(r, c, false);
+    return true;
+}
+
+/* n bytes lie at MN_WS_HEADER_MAX of the batch buffer; false: the connection is gone. */
+static bool send_batch(struct mn_relay *r, struct mn_relay_conn *c, size_t n, uint8_t opcode)
+{
+    uint8_t *p = r->batch + MN_WS_HEADER_MAX;
+    if (c->websocket == NULL)
+        return send_bytes(r, c, p, n);
+    size_t at = 0;
+    do {
+        size_t k = n - at < MN_WS_MESSAGE_MAX ? n - at : MN_WS_MESSAGE_MAX;
+        uint8_t head[MN_WS_HEADER_MAX];
+        size_t len = mn_ws_header(head, opcode, k, NULL);
+        memcpy(p + at - len, head, len); /* over bytes that have left */
+        if (!send_bytes(r, c, p + at - len, len + k))
+            return false;
+        at += k;
+    } while (at < n);
     return true;
 }
 

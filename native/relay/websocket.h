@@ -11,6 +11,7 @@
 enum {
     MN_WS_HEADER_MAX = 14,
     MN_WS_CONTROL_MAX = 125,
+    MN_WS_MESSAGE_MAX = 32 << 10, /* payload of one of ours: stock ends close when a message is longer */
 };
 
 struct mn_websocket {

@@ -175,10 +175,54 @@ static void test_a_silent_neighbour_is_lost_with_all_it_had(void)
     stop(e, 1);
 }
 
+/* A batch of many frames, and one frame longer than any message: stock ends read 32 KiB of one and no more. */
+static void test_websocket_messages_are_short(void)
+{
+    enum { COUNT = 60, LEN = 1300, LONG = 65000 };
+    static uint8_t packet[LONG];
+    start();
+    struct end e[] = {join('a', 0), join('b', 0)};
+    struct mn_relay_conn *b = conn_of(&e[1]);
+    b->websocket = malloc(sizeof *b->websocket);
+    CHECK(b->websocket != NULL);
+    mn_ws_start(b->websocket, true);
+    struct mn_websocket client;
+    mn_ws_start(&client, false);
+    for (int i = 0; i <= COUNT; i++)
+        mn_hub_send(&g_relay->hub, &conn_of(&e[0])->client, b->client.key, packet, i == COUNT ? LONG : LEN,
+                    (uint32_t)g_relay->now_ms);
+    size_t longest = 0, kept = 0, frames = 0, bytes = 0;
+    for (int turn = 0; turn < 100; turn++) {
+        pass(e, 2, 1);
+        ssize_t n = read(e[1].fd, g_kept + kept, 4096);
+        for (ssize_t at = 0; at < n; at++) { /* byte by byte, so that every header is seen */
+            uint8_t one = g_kept[kept + (size_t)at];
+            longest = client.left > longest ? (size_t)client.left : longest;
+            ptrdiff_t k = mn_ws_decode(&client, &one, 1);
+            CHECK(k >= 0 && !client.is_closed);
+            if (k == 1)
+                g_kept[kept + bytes++] = one;
+        }
+        size_t end = kept + bytes, from = 0;
+        struct mn_frame f;
+        for (; mn_frame_next(g_kept + from, end - from, &f) == MN_FRAME_WHOLE; from += MN_FRAME_HEADER + f.len)
+            frames += f.kind == MN_FRAME_RECV_PACKET;
+        memmove(g_kept, g_kept + from, end - from);
+        kept = end - from;
+        bytes = 0;
+        if (conn_of(&e[1])->stream.left != NULL)
+            mn_relay_conn_on_writable(g_relay, conn_of(&e[1]));
+    }
+    CHECK_INT(frames, COUNT + 1);
+    CHECK(longest <= MN_WS_MESSAGE_MAX && longest > MN_WS_MESSAGE_MAX / 2);
+    stop(e, 2);
+}
+
 int main(void)
 {
     RUN(test_keep_alives_whatever_else_is_sent);
     RUN(test_the_silent_are_asked_and_let_go);
     RUN(test_a_silent_neighbour_is_lost_with_all_it_had);
+    RUN(test_websocket_messages_are_short);
     return 0;
 }

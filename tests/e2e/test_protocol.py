@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
@@ -422,5 +423,49 @@ def test_a_restarting_relay_is_given_its_time(carried: bool) -> None:
             await until(lambda: len(stage.logins) == 2)
             assert stage.logins[1] - ended >= 0.65, "not before it said"
             await client.pool.aclose()
+
+    run(scenario)
+
+
+def test_by_websocket_our_messages_are_short_enough_for_stock_relays() -> None:
+    """derper reads 32 KiB of a message and no more; what waits for our client is longer than that."""
+
+    async def scenario(bed: Bed) -> None:
+        private, lengths, packets = NodePrivate.generate(CLOCK.entropy), list[int](), list[bytes]()
+
+        async def relay(request: web.Request) -> web.StreamResponse:
+            if request.headers["Upgrade"].lower() != "websocket":
+                return web.Response(status=426)
+            socket = web.WebSocketResponse(protocols=["derp"], max_msg_size=32769)  # it refuses that length already
+            await socket.prepare(request)
+            login, frames = derp.ServerLogin(private), derp.Frames(derp.TO_SERVER)
+            await socket.send_bytes(login.create_server_key())
+            async for message in socket:
+                lengths.append(len(message.data))
+                for kind, payload in frames.receive(message.data):
+                    if kind == derp.CLIENT_INFO:
+                        login.consume_client_info(payload)
+                        await socket.send_bytes(login.create_server_info(CLOCK.entropy(24)))
+                    elif kind == derp.SEND_PACKET:
+                        packets.append(payload[32:])
+            return socket
+
+        application = web.Application()
+        application.router.add_get("/derp", relay)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", free_port())
+        await site.start()
+        node = RelayNode("900a", REGION, "127.0.0.1", ipv4="127.0.0.1", port=site._port)
+        relays = RelayMap({REGION: RelayRegion(REGION, "own", "own", (node,))})
+        client = await bed.client(relays, plain=True, carried=True)
+        sent = [number.to_bytes(2, "big") + bytes(1300) for number in range(12)] + [bytes(40_000)]
+        for packet in sent:
+            assert client.pool.send(REGION, private.public(), packet)
+        await until(lambda: len(packets) == len(sent))
+        assert packets == sent and max(lengths) <= 32768
+        assert client.states.count(RelayState.CONNECTED) == 1
+        await client.pool.aclose()
+        await runner.cleanup()
 
     run(scenario)
