@@ -23,7 +23,8 @@ enum {
     MN_HUB_FIGHT_CHANGES = 3,    /* of the live connection, by speaking: a fight */
     MN_HUB_GONE_EVERY_MS = 1000, /* "not here" notices: one a second, three at once */
     MN_HUB_GONE_BURST = 3,
-    MN_HUB_ROUTES_MAX = 8, /* neighbours remembered for one key */
+    MN_HUB_MOVE_AFTER_MS = 5000, /* what a client says of its home before is no move */
+    MN_HUB_ROUTES_MAX = 8,       /* neighbours remembered for one key */
 };
 
 /* Flags of a PeerPresent frame. */
@@ -51,7 +52,7 @@ struct mn_hub_client {
     struct mn_hub_client *prev_watcher, *next_watcher;
     struct mn_hub_client *next_dirty;
     struct mn_hub_met *met; /* keys that packets were delivered from */
-    uint32_t gone_left, gone_at_ms;
+    uint32_t gone_left, gone_at_ms, joined_ms;
     uint64_t rx_packets, rx_bytes, tx_packets, tx_bytes, dropped;
 };
 
@@ -120,7 +121,7 @@ void mn_hub_forward(struct mn_hub *h, struct mn_hub_client *neighbour, const uin
 /* One frame that goes before all data. */
 void mn_hub_tell(struct mn_hub *h, struct mn_hub_client *c, uint8_t kind, const uint8_t *payload, size_t len,
                  uint32_t now_ms);
-void mn_hub_set_home(struct mn_hub *h, struct mn_hub_client *c, bool is_home);
+void mn_hub_set_home(struct mn_hub *h, struct mn_hub_client *c, bool is_home, uint32_t now_ms);
 /* From now on c hears who comes and goes; first, everybody who is here. */
 void mn_hub_watch(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms);
 /* A neighbour said that it has this key, or has it no more. */

@@ -41,7 +41,7 @@ static bool on_preferred(struct mn_relay *r, struct mn_relay_conn *c, const stru
 {
     if (f->len != 1)
         return false;
-    mn_hub_set_home(&r->hub, &c->client, f->payload[0] != 0);
+    mn_hub_set_home(&r->hub, &c->client, f->payload[0] != 0, (uint32_t)r->now_ms);
     return true;
 }
 

@@ -31,7 +31,7 @@ static void tell_fight(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_m
 bool mn_hub_join(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms)
 {
     c->gone_left = MN_HUB_GONE_BURST;
-    c->gone_at_ms = now_ms;
+    c->gone_at_ms = c->joined_ms = now_ms;
     c->is_joined = true;
     h->stats.clients++;
     if (c->is_neighbour)
@@ -87,7 +87,7 @@ void mn_hub_leave(struct mn_hub *h, struct mn_hub_client *c, uint32_t now_ms)
         return;
     c->is_joined = false;
     h->stats.clients--;
-    mn_hub_set_home(h, c, false);
+    h->stats.homes -= c->is_home;
     mn_hub_unwatch(h, c);
     while (c->met != NULL)
         mn_hub_met_remove(h, c->met);
@@ -118,16 +118,17 @@ void mn_hub_note_activity(struct mn_hub *h, struct mn_hub_client *c, uint32_t no
         tell_fight(h, each, now_ms);
 }
 
-void mn_hub_set_home(struct mn_hub *h, struct mn_hub_client *c, bool is_home)
+void mn_hub_set_home(struct mn_hub *h, struct mn_hub_client *c, bool is_home, uint32_t now_ms)
 {
+    bool is_move = now_ms - c->joined_ms >= MN_HUB_MOVE_AFTER_MS;
     if (c->is_home == is_home)
         return;
     c->is_home = is_home;
     if (is_home) {
         h->stats.homes++;
-        h->stats.home_moves_in++;
+        h->stats.home_moves_in += is_move;
     } else {
         h->stats.homes--;
-        h->stats.home_moves_out++;
+        h->stats.home_moves_out += is_move;
     }
 }

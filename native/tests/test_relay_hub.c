@@ -136,6 +136,27 @@ static void test_a_slow_receiver_keeps_the_newest(void)
     stop();
 }
 
+/* A client that asks and does not read: its answers have a bound, and the newest stay. */
+static void test_pongs_are_bounded(void)
+{
+    start();
+    struct mn_hub_client *a = join('a', 0);
+    uint8_t token[MN_RELAY_PING] = {0};
+    for (uint32_t i = 0; i < 100000; i++) {
+        memcpy(token, &i, sizeof i);
+        mn_hub_tell(&g_hub, a, MN_FRAME_PONG, token, sizeof token, 0);
+        CHECK(a->urgent.bytes <= MN_HUB_URGENT_BYTES);
+    }
+    size_t n = mn_hub_take(&g_hub, a, g_out, sizeof g_out, 0);
+    uint32_t last;
+    CHECK(n > MN_FRAME_HEADER + sizeof token);
+    memcpy(&last, g_out + n - sizeof token, sizeof last);
+    CHECK_INT(last, 99999);
+    CHECK(mn_hub_next_dirty(&g_hub) == a);
+    leave(a);
+    stop();
+}
+
 static void test_absent_peers_are_told_of_for_disco_only_and_not_too_often(void)
 {
     start();
@@ -177,6 +198,13 @@ static void test_whoever_received_is_told_once_when_the_sender_goes(void)
     send(b, 'a', "3", 1); /* b has sent to a, never received from it: nothing to tell */
     leave(a);
     CHECK_INT(take(b).count, 0);
+    a = join('a', 0); /* what it sends from now on counts anew */
+    send(a, 'b', "4", 1);
+    take(b);
+    leave(a);
+    s = take(b);
+    CHECK_INT(s.count, 1);
+    CHECK_INT(s.kind[0], MN_FRAME_PEER_GONE);
     leave(b);
     leave(c);
     stop();
@@ -366,11 +394,20 @@ static void test_homes_are_counted(void)
 {
     start();
     struct mn_hub_client *a = join('a', 0);
-    mn_hub_set_home(&g_hub, a, true);
-    mn_hub_set_home(&g_hub, a, true);
+    mn_hub_set_home(&g_hub, a, true, 0);
+    mn_hub_set_home(&g_hub, a, true, 0);
     CHECK_INT(g_hub.stats.homes, 1);
+    mn_hub_set_home(&g_hub, a, false, 4999);
+    CHECK_INT(g_hub.stats.homes, 0);
+    CHECK_INT(g_hub.stats.home_moves_in + g_hub.stats.home_moves_out, 0); /* as it came: no move */
+    mn_hub_set_home(&g_hub, a, true, 5000);
+    mn_hub_set_home(&g_hub, a, false, 9000);
+    mn_hub_set_home(&g_hub, a, true, 9001);
+    CHECK_INT(g_hub.stats.home_moves_in, 2);
+    CHECK_INT(g_hub.stats.home_moves_out, 1);
     leave(a);
     CHECK_INT(g_hub.stats.homes, 0);
+    CHECK_INT(g_hub.stats.home_moves_out, 1);
     stop();
 }
 
@@ -420,6 +457,7 @@ int main(void)
     RUN(test_a_packet_arrives_with_its_sender);
     RUN(test_disco_goes_first);
     RUN(test_a_slow_receiver_keeps_the_newest);
+    RUN(test_pongs_are_bounded);
     RUN(test_absent_peers_are_told_of_for_disco_only_and_not_too_often);
     RUN(test_whoever_received_is_told_once_when_the_sender_goes);
     RUN(test_two_connections_of_one_key);

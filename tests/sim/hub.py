@@ -24,6 +24,7 @@ DATA_AGE_MS = 3000
 GONE_EVERY_MS = 1000
 ROUTES_MAX = 8
 FIGHT_CHANGES = 3
+MOVE_AFTER_MS = 5000
 FIGHT_TEXT = b"another connection uses this node's key; was its state directory copied?"
 DEFAULT_MEMORY = 256 << 20
 
@@ -71,7 +72,6 @@ class Hub:
     def leave(self, c: Client, why: int) -> None:
         """A connection has ended: what waits for it is lost, and those who are to know are told."""
         self.events.append(("ended", c.number, why, c.key))
-        self.set_home(c, False)
         if c in self.watchers:
             self.watchers.remove(c)
         for source in c.met:
@@ -127,7 +127,8 @@ class Hub:
     def set_home(self, c: Client, is_home: bool) -> None:
         if c.is_home != is_home:
             c.is_home = is_home
-            self.counters["home_moves_in" if is_home else "home_moves_out"] += 1
+            is_move = self.now_ms - c.opened_ms >= MOVE_AFTER_MS
+            self.counters["home_moves_in" if is_home else "home_moves_out"] += is_move
 
     # --- other relays of the region ---
 
