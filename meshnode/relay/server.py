@@ -12,6 +12,7 @@ import asyncio
 import errno
 import hmac
 import ipaddress
+import resource
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -42,6 +43,8 @@ CLIENTS_MAX: Final = 65536
 PENDING_MAX: Final = 4096
 MEMORY_MAX: Final = 256 << 20
 BACKLOG: Final = 4096
+FILES_KEPT: Final = 64
+"""Descriptors that clients never get: those of the verifier, of metrics, of files read again."""
 
 PROBER: Final = 1
 MESH: Final = 2
@@ -144,7 +147,7 @@ class RelayServer:
         self._loop = asyncio.get_running_loop()
         self._native = _native.Relay(
             memory_max=self.limits.memory,
-            conns_max=self.limits.clients,
+            conns_max=_conns_max(self.limits.clients),
             pending_max=self.limits.pending,
             per_ip_max=self.limits.per_ip,
             per_ip_rate=self.limits.per_ip_rate,
@@ -354,6 +357,12 @@ class RelayServer:
             ),
         )
         self._native.open(conn, session.client.raw, flags, session.rest)
+
+
+def _conns_max(wanted: int) -> int:
+    """As many connections as there may be descriptors for."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files - FILES_KEPT))
 
 
 def listen_on(host: str, port: int, name: str = "listen") -> socket.socket:

@@ -16,11 +16,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from meshnode.base.errors import ConfigError, ProtocolError, RelayError
 from meshnode.base.keys import NodePublic
+from meshnode.relay.turns import Turns
 from meshnode.wire.http1 import ClientHttp, Response
 
 BODY_MAX: Final = 4096
 ASKING_MAX: Final = 64
-"""Questions at once: beyond, they wait for a connection."""
+"""Questions at once: beyond, they wait for a connection, the addresses they are about by turns."""
 
 
 class VerifyUrl:
@@ -42,12 +43,12 @@ class VerifyUrl:
                 except (OSError, ssl.SSLError) as error:
                     raise ConfigError(f"ca_file: {ca_file} cannot be used: {error}") from None
         self._idle: list[_Connection] = []
-        self._room = asyncio.Semaphore(ASKING_MAX)
+        self._room = Turns(ASKING_MAX)
 
     async def __call__(self, key: NodePublic, source: str) -> bool:
         """One question. RelayError or OSError if there is no answer to it."""
         body = json.dumps({"NodePublic": str(key), "Source": source}).encode()
-        async with self._room:
+        async with self._room.place(source):
             response = await self._post(body)
         if response.status != 200:
             raise RelayError(f"the verifier answered with HTTP status {response.status}")

@@ -116,6 +116,7 @@ class Relay:
                 stderr=err,
                 text=True,
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self.environment},
+                start_new_session=True,  # a service has its own share of the processors, as the scheduler sees it
             )
 
     def _line(self) -> str:

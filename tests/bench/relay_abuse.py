@@ -1,6 +1,6 @@
 """A relay under abuse of every kind at once: what legitimate pairs notice, and how soon the abusers are gone.
 
-    python -m tests.bench.relay_abuse [--seconds 15] [--scale 1.0] > out.json
+    python -m tests.bench.relay_abuse [--seconds 15] [--scale 1.0] [--busy 0] > out.json
 
 Needs root (a network namespace of its own) and gcc. The relay is `meshnode derp` with a list of allowed keys. Ten
 pairs exchange 20 000 packets of 1280 bytes a second, first alone, then while all of this happens:
@@ -11,9 +11,14 @@ huge_length   clients that log in and announce a frame of 0xFFFFFFFF bytes, agai
 deaf          a client that never reads, while another sends 100 Mbit/s to it
 one_key       200 connections with one key, each of which speaks up ten times a second
 strangers     logins with keys that nobody knows, as fast as they are refused, and packets to keys that nobody has
+newcomers     no abuse: a client that may come in, again and again; how long its login takes is what it notices
 
-`--scale` is a factor on these counts. Targets: ≥ 90 % of the rate, p99 at most 20 ms more, the relay's memory under
-its bound, and those that can be cut off gone within 15 s. What one_key does is no offence: it must only hurt nobody.
+`--scale` is a factor on these counts. Each kind is a process, so that none delays what another measures; the relay and
+the pairs are sessions of their own, as services are, to which the scheduler gives their own share of the processors
+(`waits_s` is how long each had to wait for one). `--busy` starts so many programs that only burn processor time, for
+both halves: a machine that has other work.
+Targets: ≥ 90 % of the rate, p99 at most 20 ms more, nobody legitimate cut off, the relay's memory under its bound, and
+those that can be cut off gone within 15 s. What one_key does is no offence: it must only hurt nobody.
 """
 
 from __future__ import annotations
@@ -21,22 +26,25 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
 import selectors
 import socket
 import ssl
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from meshnode.base.keys import NodePrivate
 from meshnode.wire import derp
-from tests.bench.relay import BUILT, HOST, NATIVE, Relay, enter_namespace, login_of, run_driver, say
+from tests.bench.relay import BUILT, HOST, NATIVE, RUN_S, Relay, derived, enter_namespace, login_of, say
 
 PAIRS, RATE = 10, 20_000
 RATE_TARGET, P99_TARGET_US, GONE_TARGET_S = 0.9, 20_000.0, 15.0
@@ -47,37 +55,51 @@ HELLO = bytes.fromhex("16030100c8010000c40303")
 HEAD = b"GET /derp HTTP/1.1\r\nHost: relay\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Fast-Start: 1\r\n\r\n"
 
 
-class Abuse:
-    """The abusers of one relay: each in a thread, until `stop`."""
+METRICS_PORT = 9477
+CALM_S = 1.0
+"""Between the logins of the pairs and the abuse."""
+_spawn = multiprocessing.get_context("fork")
 
-    def __init__(self, relay: Relay, known: list[NodePrivate], scale: float) -> None:
+
+class Abuse:
+    """One kind of abuse at one relay, in a process of its own until `stop`."""
+
+    def __init__(self, relay: Relay, known: list[NodePrivate], scale: float, kind: str) -> None:
         self.relay = relay
         self.known = known
         self.scale = scale
-        self.stop = threading.Event()
-        self.errors: list[str] = []
-        self.counts: dict[str, int] = {}
-        self.gone_s: dict[str, float] = {}
-        """The longest that one of its kind stayed."""
-        self.left: dict[str, int] = {}
+        self.kind = kind
+        self.stop = _spawn.Event()
+        self.said: dict[str, Any] = {"count": 0, "logins_s": []}
+        """Also "gone_s", the longest that one of its kind stayed, "left", and "error"."""
         self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self.context.check_hostname, self.context.verify_mode = False, ssl.CERT_NONE
+        self._answer, answers = _spawn.Pipe(duplex=False)
+        self.process = _spawn.Process(target=self._run, args=(answers,), daemon=True)
 
-    def start(self) -> list[threading.Thread]:
-        kinds = (self.half_open, self.slow_header, self.huge_length, self.deaf, self.one_key, self.strangers)
-        threads = [threading.Thread(target=self._guarded, args=(kind,), daemon=True) for kind in kinds]
-        for thread in threads:
-            thread.start()
-        return threads
+    def result(self) -> dict[str, Any]:
+        """What it did; `stop` is set."""
+        if self._answer.poll(20):
+            self.said = self._answer.recv()
+        else:
+            self.said["error"] = "no answer"
+        self.process.kill()
+        self.process.join()
+        return self.said
 
-    def _guarded(self, kind: Callable[[], None]) -> None:
+    def _run(self, answers: Connection) -> None:
+        kind: Callable[[], None] = getattr(self, self.kind)
         try:
             kind()
         except Exception as error:
-            self.errors.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+            self.said["error"] = f"{type(error).__name__}: {error}"
+        answers.send(self.said)
 
-    def _count(self, kind: str, by: int = 1) -> None:
-        self.counts[kind] = self.counts.get(kind, 0) + by
+    def _count(self, by: int = 1) -> None:
+        self.said["count"] += by
+
+    def _gone_after(self, stayed_s: float) -> None:
+        self.said["gone_s"] = max(self.said.get("gone_s", 0.0), stayed_s)
 
     def _connect(self) -> socket.socket:
         return socket.create_connection((HOST, self.relay.port), timeout=20)
@@ -90,26 +112,27 @@ class Abuse:
         sock.sendall(HEAD + login_of(self.relay.key, private)[34:])
         return sock
 
-    def _watch(self, kind: str, socks: dict[socket.socket, float], tick: Callable[[], None] | None = None) -> None:
-        """Until each has been cut off or time is up: how long did they stay?"""
+    def _crowd(self, make: Iterator[socket.socket], tick: Callable[[list[socket.socket]], None]) -> None:
+        """Make them all, and until each has been cut off or time is up: how long did they stay?"""
+        began: dict[socket.socket, float] = {}
         with selectors.DefaultSelector() as watched:
-            for sock in list(socks):
-                sock.setblocking(False)
-                watched.register(sock, selectors.EVENT_READ, sock)
-            while socks and not self.stop.is_set():
-                for key, _ in watched.select(0.2):
-                    sock = key.data
+            is_making = True
+            while (is_making or began) and not self.stop.is_set():
+                sock = next(make, None)
+                is_making = sock is not None
+                if sock is not None:
+                    began[sock] = time.monotonic()
+                    sock.setblocking(False)
+                    watched.register(sock, selectors.EVENT_READ, sock)
+                    self._count()
+                for key, _ in watched.select(0 if is_making else 0.2):
                     with contextlib.suppress(ssl.SSLWantReadError, BlockingIOError):
-                        if self._ended(sock):
-                            watched.unregister(sock)
-                            stayed = time.monotonic() - socks.pop(sock)
-                            self.gone_s[kind] = max(self.gone_s.get(kind, 0.0), stayed)
-                            sock.close()
-                if tick is not None:
-                    tick()
-        self.left[kind] = len(socks)
-        for sock in socks:
-            sock.close()
+                        if self._ended(key.data):
+                            watched.unregister(key.data)
+                            self._gone_after(time.monotonic() - began.pop(key.data))
+                            key.data.close()
+                tick(list(began))
+        self.said["left"] = len(began)
 
     @staticmethod
     def _ended(sock: socket.socket) -> bool:
@@ -123,23 +146,23 @@ class Abuse:
     # --- kinds ---
 
     def half_open(self) -> None:
-        socks: dict[socket.socket, float] = {}
-        for _ in range(int(5000 * self.scale)):
-            sock = self._connect()
-            sock.sendall(HELLO)
-            socks[sock] = time.monotonic()
-            self._count("half_open")
-        self._watch("half_open", socks)
+        def make() -> Iterator[socket.socket]:
+            for _ in range(int(5000 * self.scale)):
+                sock = self._connect()
+                sock.sendall(HELLO)
+                yield sock
+
+        self._crowd(make(), lambda socks: None)
 
     def slow_header(self) -> None:
-        socks: dict[socket.socket, float] = {}
-        for _ in range(int(500 * self.scale)):
-            with contextlib.suppress(OSError):  # the crowd of half-open ones may push it out at once
-                socks[self._tls()] = time.monotonic()
-                self._count("slow_header")
+        def make() -> Iterator[socket.socket]:
+            for _ in range(int(500 * self.scale)):
+                with contextlib.suppress(OSError):  # the crowd of half-open ones may push it out at once
+                    yield self._tls()
+
         said, last = 0, time.monotonic()
 
-        def tick() -> None:
+        def tick(socks: list[socket.socket]) -> None:
             nonlocal said, last
             if time.monotonic() - last < 1:
                 return
@@ -149,17 +172,17 @@ class Abuse:
                     sock.send(HEAD[said : said + 1])
             said += 1
 
-        self._watch("slow_header", socks, tick)
+        self._crowd(make(), tick)
 
     def huge_length(self) -> None:
         while not self.stop.is_set():
             with contextlib.suppress(OSError), self._login(self.known[0]) as sock:
                 sock.sendall(bytes((derp.SEND_PACKET, 0xFF, 0xFF, 0xFF, 0xFF)) + bytes(1000))
                 began = time.monotonic()
-                self._count("huge_length")
+                self._count()
                 while not self._ended(sock):
                     pass
-                self.gone_s["huge_length"] = max(self.gone_s.get("huge_length", 0.0), time.monotonic() - began)
+                self._gone_after(time.monotonic() - began)
             time.sleep(0.02)
 
     def deaf(self) -> None:
@@ -167,7 +190,7 @@ class Abuse:
         packet = derp.emit_send(self.known[2].public().raw, b"\x04" + bytes(1279))
         while not self.stop.is_set():
             deaf, began, is_gone = self._login(self.known[2]), time.monotonic(), False
-            self._count("deaf")
+            self._count()
             next_s = time.monotonic()
             while not self.stop.is_set() and not is_gone:
                 sender.sendall(packet * 50)
@@ -175,7 +198,7 @@ class Abuse:
                 time.sleep(max(0.0, next_s - time.monotonic()))
                 is_gone = _is_reset(deaf)
             if is_gone:
-                self.gone_s["deaf"] = max(self.gone_s.get("deaf", 0.0), time.monotonic() - began)
+                self._gone_after(time.monotonic() - began)
             deaf.close()
 
     def one_key(self) -> None:
@@ -183,27 +206,53 @@ class Abuse:
         for _ in range(int(200 * self.scale)):
             with contextlib.suppress(OSError):
                 socks.append(self._login(self.known[3]))
-                self._count("one_key")
+                self._count()
         preferred = derp.emit_preferred(True)
         while not self.stop.wait(0.1):
             for sock in socks:
                 with contextlib.suppress(OSError):
                     sock.sendall(preferred)
-        for sock in socks:
-            sock.close()
 
     def strangers(self) -> None:
         loud = self._login(self.known[4])
         while not self.stop.is_set():
             with contextlib.suppress(OSError), self._login(NodePrivate(os.urandom(32))) as sock:
                 began = time.monotonic()
-                self._count("strangers")
+                self._count()
                 while not self._ended(sock):
                     pass
-                self.gone_s["strangers"] = max(self.gone_s.get("strangers", 0.0), time.monotonic() - began)
+                self._gone_after(time.monotonic() - began)
             frames = [derp.emit_send(os.urandom(32), b"TS\xf0\x9f\x92\xac" + bytes(100)) for _ in range(200)]
             loud.sendall(b"".join(frames))
-            self._count("unknown_destinations", 200)
+
+    def newcomers(self) -> None:
+        while not self.stop.wait(0.1):
+            began = time.monotonic()
+            with contextlib.suppress(OSError), self._login(self.known[5]) as sock:
+                if self._is_welcome(sock):
+                    self.said["logins_s"].append(time.monotonic() - began)
+                    self._count()
+                    continue
+            self.said["refused"] = self.said.get("refused", 0) + 1
+
+    @staticmethod
+    def _is_welcome(sock: ssl.SSLSocket) -> bool:
+        kept = b""
+        while part := sock.recv(65536):
+            kept += part
+            while len(kept) >= derp.HEADER_LEN:
+                end = derp.HEADER_LEN + int.from_bytes(kept[1 : derp.HEADER_LEN], "big")
+                if len(kept) < end:
+                    break
+                if kept[0] == derp.SERVER_INFO:
+                    return True
+                kept = kept[end:]
+        return False
+
+
+KINDS = ("half_open", "slow_header", "huge_length", "deaf", "one_key", "strangers", "newcomers")
+ENDS = ("half_open", "slow_header")
+"""Those that are over by themselves."""
 
 
 def _is_reset(sock: socket.socket) -> bool:
@@ -212,11 +261,83 @@ def _is_reset(sock: socket.socket) -> bool:
     return state != 1  # no longer established
 
 
+def metrics_of_relay() -> dict[str, float]:
+    """Every number without a label."""
+    with urllib.request.urlopen(f"http://{HOST}:{METRICS_PORT}/metrics", timeout=20) as page:
+        lines = [line.split() for line in page.read().decode().splitlines()]
+    return {words[0]: float(words[1]) for words in lines if words[0] != "#" and "{" not in words[0]}
+
+
+class Waits:
+    """How long the relay's packet thread and the driver ran, and how long each waited for a processor: seconds."""
+
+    def __init__(self, relay: int, driver: int) -> None:
+        tasks = Path(f"/proc/{relay}/task").iterdir()
+        packets = next(t for t in tasks if (t / "comm").read_text().strip() == "meshnode-derp")
+        self._files = {"relay": packets / "schedstat", "driver": Path(f"/proc/{driver}/schedstat")}
+        self._before = self._read()
+        self.now = self._before
+
+    def look(self) -> None:
+        with contextlib.suppress(OSError):
+            self.now = self._read()
+
+    def said(self) -> dict[str, float]:
+        return {name: value - self._before[name] for name, value in self.now.items()}
+
+    def _read(self) -> dict[str, float]:
+        said = {}
+        for name, path in self._files.items():
+            runs, waits = path.read_text().split()[:2]
+            said |= {f"{name}_runs_s": int(runs) / 1e9, f"{name}_waits_s": int(waits) / 1e9}
+        return said
+
+
+@contextlib.contextmanager
+def busy(count: int) -> Iterator[None]:
+    """A machine with other work."""
+    burn = [sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(burn, start_new_session=True) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def under_abuse(load: list[str], relay: Relay, kinds: list[Abuse]) -> tuple[dict[str, float], int]:
+    """What the pairs say, with what kept them waiting, and the relay's largest RSS in KiB."""
+    peak = 0
+    with subprocess.Popen(
+        load, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as driver:
+        # The pairs log in first: what is measured is what they notice, not whether the crowd lets them in.
+        ends = time.monotonic() + RUN_S
+        while metrics_of_relay()["derp_current_connections"] < 2 * PAIRS and driver.poll() is None:
+            if time.monotonic() > ends:
+                raise TimeoutError("the pairs do not log in")
+            time.sleep(0.05)
+        time.sleep(CALM_S)
+        waits = Waits(relay.pid, driver.pid)
+        for kind in kinds:
+            kind.process.start()
+        while driver.poll() is None:
+            waits.look()
+            peak = max(peak, relay.rss_kib())
+            time.sleep(0.1)
+        out, err = driver.communicate()
+    if driver.returncode != 0:
+        raise OSError(f"the pairs: {err[-1000:]}")
+    return derived(json.loads(out)) | waits.said(), peak
+
+
 def run(seconds: float, scale: float, folder: Path) -> dict[str, Any]:
     """Alone, then abused; the figures and which targets hold."""
-    relay = Relay("meshnode", folder, options=("--log-level", "error"))
+    (folder / "relay.toml").write_text(f'[derp]\nmetrics = "{HOST}:{METRICS_PORT}"\n')
+    relay = Relay("meshnode", folder, options=("--log-level", "error", "--config", str(folder / "relay.toml")))
     legitimate = [NodePrivate(os.urandom(32)) for _ in range(2 * PAIRS)]
-    known = [NodePrivate(os.urandom(32)) for _ in range(5)]
+    known = [NodePrivate(os.urandom(32)) for _ in range(6)]
     allowed = folder / "allowed"
     allowed.write_text("".join(f"{key.public()}\n" for key in [*legitimate, *known]))
     relay.options = (*relay.options, "--allow-keys", str(allowed))
@@ -226,46 +347,50 @@ def run(seconds: float, scale: float, folder: Path) -> dict[str, Any]:
         logins.write_bytes(b"".join(login_of(relay.key, key) for key in legitimate))
         argv = [str(BUILT / "relay_load"), HOST, str(relay.port), str(logins), "open", f"pairs={PAIRS}", f"rate={RATE}"]
         load = [*argv, "size=1280", f"seconds={seconds:.0f}", f"pid={relay.pid}"]
-        alone = run_driver(load)
-        abuse, peak = Abuse(relay, known, scale), [0]
-        # The pairs log in first: what is measured is what they notice, not whether the crowd lets them in.
-        loaded: list[dict[str, float]] = []
-        loading = threading.Thread(target=lambda: loaded.append(run_driver(load)))
-        loading.start()
-        time.sleep(0.2)
-        threads = abuse.start()
-        while loading.is_alive():
-            peak[0] = max(peak[0], relay.rss_kib())
-            loading.join(0.1)
+        alone = under_abuse(load, relay, [])[0]
+        kinds = [Abuse(relay, known, scale, name) for name in KINDS]
+        abused, peak = under_abuse(load, relay, kinds)
         ends = time.monotonic() + GONE_TARGET_S
-        while any(t.is_alive() for t in threads[:2]) and time.monotonic() < ends:
+        while any(k.process.is_alive() for k in kinds if k.kind in ENDS) and time.monotonic() < ends:
             time.sleep(0.1)
-        abuse.stop.set()
-        for thread in threads:
-            thread.join(10)
+        for kind in kinds:
+            kind.stop.set()
+        said = {kind.kind: kind.result() for kind in kinds}
+        counted = metrics_of_relay()
     finally:
         relay.close()
-    cap = BASE_MIB + MEMORY_MIB + sum(abuse.counts.get(k, 0) for k in ("half_open", "slow_header")) * CLIENT_KIB / 1024
-    share = loaded[0]["per_s"] / alone["per_s"]
-    more = loaded[0]["p99_us"] - alone["p99_us"]
+    return judged(alone, abused, said, counted, peak / 1024)
+
+
+def judged(
+    alone: dict[str, float],
+    abused: dict[str, float],
+    said: dict[str, dict[str, Any]],
+    counted: dict[str, float],
+    peak_mib: float,
+) -> dict[str, Any]:
+    cap = BASE_MIB + MEMORY_MIB + sum(said[kind]["count"] for kind in ENDS) * CLIENT_KIB / 1024
+    share = abused["per_s"] / alone["per_s"]
+    more = abused["p99_us"] - alone["p99_us"]
+    gone = max((about.get("gone_s", 0.0) for about in said.values()), default=0.0)
+    are_gone = "gone_s" in said["deaf"] and not any(about.get("left") for about in said.values())
+    logins = sorted(said["newcomers"].pop("logins_s"))
     return {
         "alone": alone,
-        "abused": loaded[0],
-        "abusers": abuse.counts,
-        "gone_s": abuse.gone_s,
-        "left": abuse.left,
-        "errors": abuse.errors,
-        "peak_rss_mib": peak[0] / 1024,
+        "abused": abused,
+        "abusers": said,
+        "newcomers": {
+            "refused": said["newcomers"].get("refused", 0),
+            "median_s": statistics.median(logins) if logins else None,
+            "longest_s": max(logins, default=None),
+        },
+        "relay": {name: value for name, value in counted.items() if value and "sent" not in name},
         "targets": {
             "share of the rate": [share, share >= RATE_TARGET],
             "p99 more, µs": [more, more <= P99_TARGET_US],
-            "peak RSS, MiB": [peak[0] / 1024, peak[0] / 1024 <= cap],
-            "gone within, s": [
-                max(abuse.gone_s.values(), default=0.0),
-                "deaf" in abuse.gone_s
-                and not any(abuse.left.values())
-                and max(abuse.gone_s.values(), default=0.0) <= GONE_TARGET_S,
-            ],
+            "legitimate ones cut off": [abused["gone"], abused["gone"] == 0],
+            "peak RSS, MiB": [peak_mib, peak_mib <= cap],
+            "gone within, s": [gone, are_gone and gone <= GONE_TARGET_S],
         },
     }
 
@@ -274,10 +399,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--busy", type=int, default=0, metavar="N", help="programs that only burn processor time")
     options = parser.parse_args()
     enter_namespace()
     subprocess.run(["make", "-s", "-C", str(NATIVE), "bench"], check=True)
-    with tempfile.TemporaryDirectory(prefix="mn-relay-abuse-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mn-relay-abuse-") as folder, busy(options.busy):
         outcome = run(options.seconds, options.scale, Path(folder))
     for name, (value, holds) in outcome["targets"].items():
         say(f"{'holds' if holds else 'FALLS SHORT':11} {name}: {value:.3f}")
