@@ -261,14 +261,17 @@ static PyObject *relay_open(PyObject *self, PyObject *args)
 {
     struct mn_relay *r = relay_of(self);
     unsigned long long conn;
-    const char *key, *rest;
-    Py_ssize_t key_len, len;
+    const char *key, *greeting, *rest;
+    Py_ssize_t key_len, greeting_len, len;
     unsigned flags;
     uint8_t raw[MN_RELAY_KEY];
-    if (r == NULL || !PyArg_ParseTuple(args, "Ky#Iy#:open", &conn, &key, &key_len, &flags, &rest, &len) ||
+    if (r == NULL ||
+        !PyArg_ParseTuple(args, "Ky#Iy#y#:open", &conn, &key, &key_len, &flags, &greeting, &greeting_len, &rest,
+                          &len) ||
         take_key(raw, key, key_len) != 0)
         return NULL;
-    return done(mn_relay_open(r, conn, raw, flags, (const uint8_t *)rest, (size_t)len));
+    return done(mn_relay_open(r, conn, raw, flags, (const uint8_t *)greeting, (size_t)greeting_len,
+                              (const uint8_t *)rest, (size_t)len));
 }
 
 static PyObject *relay_end(PyObject *self, PyObject *args)

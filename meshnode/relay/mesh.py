@@ -182,7 +182,7 @@ class Mesh:
             self._native.resume(conn)
             return
         rest = b"".join(talk.kept) + talk.frames.give_up()
-        self._native.open(conn, self._private.public().raw, NEIGHBOUR_FLAGS, rest)
+        self._native.open(conn, self._private.public().raw, NEIGHBOUR_FLAGS, b"", rest)
         self._native.tell(conn, derp.WATCH_CONNS, b"")
         self.up.add(talk.name)
 

@@ -350,13 +350,10 @@ class RelayServer:
         flags = (PROBER if info.is_prober else 0) | (ACKS_PINGS if info.can_ack_pings else 0)
         flags |= (MESH if is_mesh else 0) | (NOT_IDEAL if session.ideal_node else 0)
         rate = self.limits.client_rate
-        self._native.write(
-            conn,
-            session.create_server_info(
-                self.clock.entropy(derp.NONCE_LEN), rate_bytes_per_s=rate, rate_burst_bytes=rate
-            ),
+        greeting = session.create_server_info(
+            self.clock.entropy(derp.NONCE_LEN), rate_bytes_per_s=rate, rate_burst_bytes=rate
         )
-        self._native.open(conn, session.client.raw, flags, session.rest)
+        self._native.open(conn, session.client.raw, flags, greeting, session.rest)
 
 
 def _conns_max(wanted: int) -> int:

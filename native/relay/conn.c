@@ -161,13 +161,14 @@ static bool move_inside(struct mn_relay *r, struct mn_relay_conn *c)
 
 /* ---- opening ---- */
 
-void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t key[MN_RELAY_KEY],
-                                uint32_t flags, const uint8_t *rest, size_t len)
+void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, const struct mn_relay_command *cmd)
 {
+    uint32_t flags = cmd->number;
+    size_t greeting = cmd->greeting_len;
     if (c->phase != MN_PHASE_RAW)
         return;
     struct mn_hub_client *k = &c->client;
-    memcpy(k->key, key, MN_RELAY_KEY);
+    memcpy(k->key, cmd->key, MN_RELAY_KEY);
     k->may_mesh = (flags & MN_OPEN_MESH) != 0;
     k->is_neighbour = (flags & MN_OPEN_NEIGHBOUR) != 0;
     k->flags = k->may_mesh ? MN_PRESENT_MESH : (flags & MN_OPEN_PROBER) != 0 ? MN_PRESENT_PROBER : MN_PRESENT_REGULAR;
@@ -190,8 +191,9 @@ void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, con
     r->random = r->random * 6364136223846793005ULL + 1442695040888963407ULL;
     c->keep_alive_at_ms = r->now_ms + r->cfg.keep_alive_ms + jitter;
     r->stats.logins++;
-    if (len > 0)
-        mn_relay_conn_take_frames(r, c, rest, len);
+    mn_relay_conn_send_raw(r, c, cmd->data, greeting);
+    if (c->stream.fd >= 0 && cmd->len > greeting)
+        mn_relay_conn_take_frames(r, c, cmd->data + greeting, cmd->len - greeting);
     if (c->stream.fd < 0)
         return;
     mn_hub_mark_dirty(&r->hub, k);

@@ -83,7 +83,7 @@ struct mn_relay_command {
     SSL_CTX *ctx;
     void *out;
     uint8_t key[MN_RELAY_KEY];
-    size_t len;
+    size_t len, greeting_len; /* the greeting is the beginning of data */
     uint8_t data[];
 };
 
@@ -155,8 +155,7 @@ struct mn_relay_conn *mn_relay_conn_adopt(struct mn_relay *r, int fd, SSL_CTX *c
 struct mn_relay_conn *mn_relay_conn_of(const struct mn_relay *r, uint64_t id);
 void mn_relay_conn_stop(struct mn_relay *r, struct mn_relay_conn *c, enum mn_relay_why why);
 void mn_relay_conn_free_dead(struct mn_relay *r);
-void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, const uint8_t key[MN_RELAY_KEY],
-                                uint32_t flags, const uint8_t *rest, size_t len);
+void mn_relay_conn_start_frames(struct mn_relay *r, struct mn_relay_conn *c, const struct mn_relay_command *cmd);
 void mn_relay_conn_watch(struct mn_relay *r, struct mn_relay_conn *c);
 void mn_relay_conn_arm(struct mn_relay *r, struct mn_relay_conn *c);
 void mn_relay_conn_on_timer(struct mn_relay *r, struct mn_relay_conn *c);

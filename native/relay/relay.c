@@ -291,7 +291,7 @@ static void run_for_conn(struct mn_relay *r, struct mn_relay_conn *c, struct mn_
         start_websocket(r, c, cmd);
         break;
     case MN_RELAY_CMD_OPEN:
-        mn_relay_conn_start_frames(r, c, cmd->key, cmd->number, cmd->data, cmd->len);
+        mn_relay_conn_start_frames(r, c, cmd);
         break;
     case MN_RELAY_CMD_CLOSE:
         close_conn(r, c, cmd->flag);

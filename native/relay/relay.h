@@ -98,9 +98,10 @@ int mn_relay_write(struct mn_relay *r, uint64_t conn, const uint8_t *data, size_
 int mn_relay_resume(struct mn_relay *r, uint64_t conn);
 /* From now on its bytes travel in WebSocket messages; rest: those that came already. It is read again. */
 int mn_relay_websocket(struct mn_relay *r, uint64_t conn, const uint8_t *rest, size_t len);
-/* Log it in: flags of enum mn_relay_open_flags; rest: bytes that came behind the login already. */
+/* Log it in: flags of enum mn_relay_open_flags; rest: bytes that came behind the login already. greeting leaves first,
+ * and whoever has it can be reached. */
 int mn_relay_open(struct mn_relay *r, uint64_t conn, const uint8_t key[MN_RELAY_KEY], uint32_t flags,
-                  const uint8_t *rest, size_t len);
+                  const uint8_t *greeting, size_t greeting_len, const uint8_t *rest, size_t len);
 /* After what was written has left, or at once. */
 int mn_relay_close(struct mn_relay *r, uint64_t conn, bool at_once);
 /* Every connection of a key. */

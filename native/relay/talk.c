@@ -177,11 +177,21 @@ int mn_relay_websocket(struct mn_relay *r, uint64_t conn, const uint8_t *rest, s
 }
 
 int mn_relay_open(struct mn_relay *r, uint64_t conn, const uint8_t key[MN_RELAY_KEY], uint32_t flags,
-                  const uint8_t *rest, size_t len)
+                  const uint8_t *greeting, size_t greeting_len, const uint8_t *rest, size_t len)
 {
-    struct mn_relay_command cmd = {.kind = MN_RELAY_CMD_OPEN, .fd = -1, .conn = conn, .number = flags};
+    struct mn_relay_command cmd = {
+        .kind = MN_RELAY_CMD_OPEN, .fd = -1, .conn = conn, .number = flags, .greeting_len = greeting_len};
     memcpy(cmd.key, key, MN_RELAY_KEY);
-    return mn_talk_push(&r->talk, &cmd, rest, len);
+    uint8_t *both = malloc(greeting_len + len + 1);
+    if (both == NULL)
+        return -ENOMEM;
+    if (greeting_len > 0)
+        memcpy(both, greeting, greeting_len);
+    if (len > 0)
+        memcpy(both + greeting_len, rest, len);
+    int err = mn_talk_push(&r->talk, &cmd, both, greeting_len + len);
+    free(both);
+    return err;
 }
 
 int mn_relay_close(struct mn_relay *r, uint64_t conn, bool at_once)

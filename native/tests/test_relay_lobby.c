@@ -1,6 +1,6 @@
 /* Those at a relay's door and those inside: newcomers wait for clients, a crowd pushes out its own, limits hold, and
- * without descriptors the relay pauses. Clients are bare sockets, 'K' and 31 bytes their whole login; who says 'W'
- * waits for an answer that never comes. */
+ * without descriptors the relay pauses. Clients are bare sockets, 'K' and 31 bytes their whole login, '!' their
+ * greeting; who says 'W' waits for an answer that never comes. */
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
@@ -44,7 +44,7 @@ static struct mn_relay_stats stats(void)
 /* Until a number of the relay is what is wanted. */
 #define AWAIT(claim)                                                                                                   \
     do {                                                                                                               \
-        uint64_t until_ = now_ms() + WAIT_S * 1000;                                                                    \
+        uint64_t until_ = now_ms() + WAIT_S * 1000ULL;                                                                    \
         while (!(claim)) {                                                                                             \
             CHECK(now_ms() < until_);                                                                                  \
             (void)poll(NULL, 0, 2);                                                                                    \
@@ -62,7 +62,8 @@ static void *be_python(void *arg)
         for (struct mn_relay_event *ev = mn_relay_take(relay), *next; ev != NULL; ev = next) {
             next = ev->next;
             if (ev->kind == MN_RELAY_EV_DATA && ev->len >= MN_RELAY_KEY && ev->data[0] == 'K')
-                (void)mn_relay_open(relay, ev->conn, ev->data, 0, ev->data + MN_RELAY_KEY, ev->len - MN_RELAY_KEY);
+                (void)mn_relay_open(relay, ev->conn, ev->data, 0, (const uint8_t *)"!", 1, ev->data + MN_RELAY_KEY,
+                                    ev->len - MN_RELAY_KEY);
             else if (ev->kind == MN_RELAY_EV_DATA && ev->data[0] == 'D') /* drips: more is wanted */
                 (void)mn_relay_resume(relay, ev->conn);
             free(ev);
@@ -164,11 +165,11 @@ static void key_of(unsigned number, uint8_t key[MN_RELAY_KEY])
 static int join_as(unsigned number)
 {
     uint8_t key[MN_RELAY_KEY];
-    uint64_t before = stats().logins;
     int fd = dial(plain_port);
     key_of(number, key);
     CHECK_INT(send(fd, key, sizeof key, MSG_NOSIGNAL), (ssize_t)sizeof key);
-    AWAIT(stats().logins > before);
+    CHECK_INT(recv(fd, key, 1, 0), 1);
+    CHECK_INT(key[0], '!');
     return fd;
 }
 
@@ -246,6 +247,19 @@ static void test_clients_go_before_handshakes(void)
     CHECK(stats().lobby_waits > 0);
     close_all(crowd, CROWD);
     SSL_CTX_free(ctx);
+    stop();
+}
+
+static void test_who_is_greeted_can_be_reached(void)
+{
+    start((struct mn_relay_config){0});
+    int a = join_as(1);
+    for (int i = 0; i < 100; i++) {
+        int b = join_as(2);
+        pass(a, b, 2);
+        close(b);
+    }
+    close(a);
     stop();
 }
 
@@ -397,7 +411,7 @@ static void test_slow_readers_and_deaf_ones(void)
     int a = join_as(1), slow = join_as(2), deaf = join_as(3);
     setsockopt(slow, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
     mn_frame_write_header(frame, MN_FRAME_SEND_PACKET, MN_RELAY_KEY + BODY);
-    for (uint64_t until = now_ms() + WAIT_S * 1000, i = 0; stats().stalled == 0; i++) {
+    for (uint64_t until = now_ms() + WAIT_S * 1000ULL, i = 0; stats().stalled == 0; i++) {
         CHECK(now_ms() < until);
         for (unsigned k = 0; k < 400; k++) {
             key_of(2 + k % 2, frame + MN_FRAME_HEADER);
@@ -450,6 +464,7 @@ static void test_without_descriptors(void)
 int main(void)
 {
     RUN(test_clients_go_before_handshakes);
+    RUN(test_who_is_greeted_can_be_reached);
     RUN(test_half_open_connections_end);
     RUN(test_drips_do_not_help);
     RUN(test_a_half_open_crowd_pushes_out_its_own);

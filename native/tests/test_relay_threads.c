@@ -68,7 +68,8 @@ static void *admit(void *arg)
             next = ev->next;
             atomic_fetch_add(&events_taken, 1);
             if (ev->kind == MN_RELAY_EV_DATA && ev->len >= MN_RELAY_KEY)
-                (void)mn_relay_open(relay, ev->conn, ev->data, 0, ev->data + MN_RELAY_KEY, ev->len - MN_RELAY_KEY);
+                (void)mn_relay_open(relay, ev->conn, ev->data, 0, NULL, 0, ev->data + MN_RELAY_KEY,
+                                    ev->len - MN_RELAY_KEY);
             else if (ev->kind == MN_RELAY_EV_DATA)
                 (void)mn_relay_close(relay, ev->conn, true);
             free(ev);
