@@ -50,8 +50,7 @@ class OurRelay:
     @property
     def relay_map(self) -> dict[str, Any]:
         """For Headscale: the printed region, its keys as YAML has them."""
-        assert self.process is not None
-        node = {
+        node: dict[str, Any] = {
             "name": f"{REGION}a",
             "regionid": REGION,
             "hostname": self.host.v4,
@@ -61,6 +60,7 @@ class OurRelay:
             "canport80": "--http" in self.options,
         }
         if self.authority is None:
+            assert self.process is not None
             lines = self.process.out().splitlines()
             printed = json.loads(next(line for line in lines if line.startswith("{")))[str(REGION)]
             node = {name.lower(): value for name, value in printed["Nodes"][0].items()}

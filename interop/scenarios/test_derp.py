@@ -109,6 +109,39 @@ def test_what_headscale_does_not_know_stays_out(peers: None, tmp_path_factory: p
         assert relay.metric("meshnode_derp_revoked") == 1
 
 
+def test_beside_a_node_its_tailnet_is_let_in_and_nobody_else(
+    peers: None, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """`up --derp`: one process is a member and the relay of all; who is deleted in Headscale is cut off."""
+    with Lab(tmp_path_factory.mktemp("beside")) as lab:
+        authority = Authority.create(lab.folder / "ca")
+        lab.environment["SSL_CERT_FILE"] = str(authority.ca)
+        ours = OurRelay(lab.hub, authority=authority)
+        bed = Bed(lab, Headscale(lab.hub, relay_map=ours.relay_map).start(), "ours", authority, relay=ours)
+        certificate, key = authority.issue("beside", lab.hub.v4)
+        settings = {
+            "LISTEN": f"{lab.hub.v4}:{PORT}", "STUN": f"{lab.hub.v4}:{ours.stun_port}", "HOST": lab.hub.v4,
+            "CERT": str(certificate), "KEY": str(key), "DIR": str(lab.hub.folder / "relay"),
+            "METRICS": f"{lab.hub.v4}:{ours.metrics_port}",
+        }  # fmt: skip
+        variables = {f"MESHNODE_DERP_{name}": value for name, value in settings.items()}
+        office = Meshnode(
+            lab.hub, "office", bed.headscale.url, key=bed.headscale.key(), extra=["--derp"], variables=variables
+        )
+        process = office.launch()
+        process.wait_until(lambda: "\nready office." in process.out(), 30.0, "node and relay are ready")
+        stock = bed.stock("stock")
+        bed.mesh("mesh")
+        stock.wait_for_peer("mesh")
+        stock.host.cut_udp()
+        stock.wait_until_relayed("mesh")
+        bed.expect_hello(stock, "mesh", "mesh")
+        assert ours.metric("derp_current_connections") == 3, "the node beside it is a client like any other"
+        bed.headscale.delete_node("stock")
+        until(lambda: ours.metric("derp_current_connections") == 2, 60.0, "the removed node is cut off")
+        assert ours.metric("meshnode_derp_revoked") >= 1
+
+
 def test_a_region_of_ours_and_derper(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Both relays watch each other: a client that holds only one of them reaches a client of the other."""
     with Lab(tmp_path_factory.mktemp("mesh")) as lab:

@@ -23,7 +23,7 @@ from meshnode.relay.acme import Acme
 from meshnode.relay.admit import Admit, Gate, KeysFile, allow_everybody
 from meshnode.relay.bootstrap import BootstrapDns
 from meshnode.relay.certificate import CertificateFiles
-from meshnode.relay.inherit import inherited_sockets
+from meshnode.relay.inherit import has_inherited, inherited_sockets
 from meshnode.relay.mesh import parse_mesh_key
 from meshnode.relay.options import DialOptions
 from meshnode.relay.places import LOOPBACK, OFF, listen_addresses, parse_target, usual_host
@@ -138,6 +138,8 @@ class Station:
         self._rooms.callback(_close_all, http)
         for name, each in [] if plan.listen else inherited_sockets():
             (http if name == HTTP_NAME else sockets).append(each)
+        if plan.listen and has_inherited():
+            _log.warning("sockets of systemd are left alone: listen names addresses of its own")
         page = [listen_on(*at, "metrics") for at in listen_addresses(plan.metrics, "metrics", default_host=LOOPBACK)]
         self._rooms.callback(_close_all, page)
         if not sockets:

@@ -7,8 +7,10 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,16 +22,18 @@ import pytest
 from meshnode.base.errors import ConfigError
 from meshnode.cli.derp import relay_door
 from meshnode.config.model import Config, Derp
+from meshnode.relay import identity
 from tests.e2e.test_relay import LIMIT_S
 
 MESH_KEY = "5c" * 32
+MAIN = "import sys, meshnode.relay.station as s; s.RELOAD_S = {}; from meshnode.cli.main import main; sys.exit(main())"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
 
 
 @contextmanager
-def relay(folder: Path, *words: str, **how: object) -> Iterator[subprocess.Popen[str]]:
-    """`meshnode derp` on some port, ended at the end."""
-    command = [sys.executable, "-m", "meshnode", "derp", "--listen", "127.0.0.1:0", "--stun", "off"]
+def relay(folder: Path, *words: str, every_s: float = 15.0) -> Iterator[subprocess.Popen[str]]:
+    """`meshnode derp` on some port, ended at the end. every_s: how often it looks at its certificate."""
+    command = [sys.executable, "-c", MAIN.format(every_s), "derp", "--listen", "127.0.0.1:0", "--stun", "off"]
     command += ["--dir", str(folder / "d"), *words]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     with process:
@@ -93,6 +97,52 @@ def test_a_verifier_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> No
             said = process.stderr.readline()
             assert said, "it ended"
         assert "127.0.0.1:1" in said, "who was asked"
+
+
+def shown(port: int) -> bytes:
+    """The certificate that a client meets, as PEM."""
+    return ssl.get_server_certificate(("127.0.0.1", port), timeout=LIMIT_S).encode()
+
+
+def until_shown(port: int, certificate: bytes) -> None:
+    deadline = time.monotonic() + LIMIT_S * 3
+    while shown(port).split() != certificate.split():
+        assert time.monotonic() < deadline, "the new certificate is not shown"
+        time.sleep(0.05)
+
+
+def until_said(process: subprocess.Popen[str], words: str) -> None:
+    assert process.stderr is not None
+    while words not in (line := process.stderr.readline()):
+        assert line, f"it ended without a word of {words!r}"
+
+
+@pytest.mark.parametrize("by_hangup", [True, False])
+def test_a_renewed_certificate_is_shown_and_a_bad_one_changes_nothing(tmp_path: Path, by_hangup: bool) -> None:
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+
+    def write(made: bytes) -> bytes:
+        certificate, mark, secret = made.partition(b"-----BEGIN PRIVATE")
+        key.write_bytes(mark + secret)
+        chain.write_bytes(certificate)
+        return certificate
+
+    first = write(identity.make_self_signed(["127.0.0.1"]))
+    words = ["--open", "--host", "127.0.0.1", "--cert", str(chain), "--key", str(key)]
+    with relay(tmp_path, *words, every_s=600.0 if by_hangup else 0.1) as process:
+        assert process.stdout is not None
+        port = int(process.stdout.readline().split()[1].rpartition(":")[2])
+        assert shown(port).split() == first.split()
+        second = write(identity.make_self_signed(["127.0.0.1"]))
+        if by_hangup:
+            process.send_signal(signal.SIGHUP)
+        until_shown(port, second)
+        chain.write_bytes(identity.make_self_signed(["127.0.0.1"]).partition(b"-----BEGIN PRIVATE")[0])
+        if by_hangup:
+            process.send_signal(signal.SIGHUP)
+        until_said(process, "the last certificate stays in use")
+        assert shown(port).split() == second.split(), "its key does not fit"
+        assert ended(process)[0] == 0
 
 
 def beside(folder: Path, **changes: object) -> Config:
