@@ -63,6 +63,7 @@ static PyObject *event_tuple(const struct mn_event *ev, const char *data)
         return Py_BuildValue("(iy#iiii)", kind, from.p, from.len, (int)ev->remote.port, (int)ev->remote.vni,
                              (int)ev->remote.sock, (int)ev->err);
     case MN_EV_LINK_READY:
+        return Py_BuildValue("(iKy#y#)", kind, req, data, len, key, ev->what ? key_len : 0);
     case MN_EV_LINK_DATA:
         return Py_BuildValue("(iKy#)", kind, req, data, len);
     case MN_EV_LINK_FRAME:

@@ -482,6 +482,19 @@ static PyObject *tls_context(PyObject *module, PyObject *args)
     return capsule;
 }
 
+/* The relay's key that a certificate at the end of a chain tells, b'' for any other certificate. */
+static PyObject *relay_key_of(PyObject *module, PyObject *args)
+{
+    const uint8_t *der;
+    Py_ssize_t len;
+    uint8_t key[MN_TLS_RELAY_KEY];
+    (void)module;
+    if (!PyArg_ParseTuple(args, "y#:relay_key_of", &der, &len))
+        return NULL;
+    bool ok = mn_metacert_key(der, (size_t)len, key);
+    return PyBytes_FromStringAndSize((const char *)key, ok ? (Py_ssize_t)sizeof key : 0);
+}
+
 SSL_CTX *mn_module_tls_of(PyObject *capsule)
 {
     SSL_CTX *ctx = PyCapsule_GetPointer(capsule, TLS_NAME);
@@ -492,6 +505,7 @@ SSL_CTX *mn_module_tls_of(PyObject *capsule)
 
 static PyMethodDef functions[] = {
     {"tls_context", tls_context, METH_VARARGS, "How relays we dial prove who they are."},
+    {"relay_key_of", relay_key_of, METH_VARARGS, "The relay's key that a meta-certificate tells."},
     {NULL, NULL, 0, NULL},
 };
 

@@ -16,6 +16,7 @@ enum {
     MN_WIRE_OUT = 160 << 10,
     MN_TLS_PLAIN_MAX = 128 << 10, /* bytes of one mn_tls_write */
     MN_TLS_RECORD = 16 << 10,
+    MN_TLS_RELAY_KEY = 32,
 };
 
 /* Buffers of one thread, lent to the stream that is being served. */
@@ -71,7 +72,15 @@ static inline bool mn_tls_can_write(const struct mn_tls *s)
     return s->is_shaken && s->left == NULL;
 }
 
-/* ---- contexts ---- */
+/* ---- what the handshake told: metacert.c ---- */
+
+/* The key of a relay that we dialled, from the last certificate of its chain; the handshake is done. False: not TLS
+ * 1.3, or no such certificate. */
+bool mn_tls_relay_key(const struct mn_tls *s, uint8_t key[static MN_TLS_RELAY_KEY]);
+/* The same of one certificate. */
+bool mn_metacert_key(const uint8_t *der, size_t len, uint8_t key[static MN_TLS_RELAY_KEY]);
+
+/* ---- contexts: context.c ---- */
 
 /* A server's: chain and key as PEM, and certificates in DER to append to the chain. NULL with a line in why. */
 SSL_CTX *mn_tls_server_ctx(const char *pem, size_t pem_len, const uint8_t *extra, size_t extra_len,
