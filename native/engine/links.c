@@ -48,13 +48,15 @@ static void tell_end(struct mn_engine *e, const struct mn_link *l, const char *w
     tell(e, l, MN_EV_LINK_ENDED, l->is_open, (const uint8_t *)why, strlen(why));
 }
 
-/* The other side's certificate as DER: Python compares it with a pin. */
+/* The other side's certificate as DER: Python compares it with a pin. And the relay's key, if the handshake told it. */
 static void tell_ready(struct mn_engine *e, const struct mn_link *l)
 {
     X509 *cert = l->tls.ssl != NULL ? SSL_get1_peer_certificate(l->tls.ssl) : NULL;
     unsigned char *der = NULL;
     int len = cert != NULL ? i2d_X509(cert, &der) : 0;
-    tell(e, l, MN_EV_LINK_READY, 0, der, len > 0 ? (size_t)len : 0);
+    struct mn_event ev = {.kind = MN_EV_LINK_READY, .req = l->req};
+    ev.what = mn_tls_relay_key(&l->tls, ev.key);
+    mn_events_post_data(&e->events, MN_LANE_RELAY, &ev, der, len > 0 ? (size_t)len : 0);
     OPENSSL_free(der);
     X509_free(cert);
 }
