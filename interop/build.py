@@ -32,6 +32,7 @@ class Peer:
     module: str
     commands: dict[str, str]
     optional: bool
+    tags: str
 
     @property
     def folder(self) -> Path:
@@ -61,6 +62,7 @@ def load_peers() -> dict[str, Peer]:
             module=entry.get("module", name),
             commands=dict(entry["commands"]),
             optional=entry.get("optional", False),
+            tags=entry.get("tags", ""),
         )
         for name, entry in table.items()
     }
@@ -96,13 +98,13 @@ def _usual_place(language: str) -> str | None:
 def _build_go(tool: str, peer: Peer, command: str) -> None:
     target = peer.folder / command
     partial = target.with_name(f".{command}.{os.getpid()}")
-    argv = [tool, "build", "-p", "2", "-mod=mod", "-trimpath", "-o", str(partial), peer.commands[command]]
+    argv = [tool, "build", "-p", "2", "-mod=mod", "-trimpath", "-tags", peer.tags, "-o", str(partial)]
     # The build runs in a copy: -mod=mod may write go.mod, and the checkout stays as it is.
     copy = peer.folder / ".module"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(HERE / "go" / peer.module, copy)
     environment = {**os.environ, "GOTOOLCHAIN": "local", "GOFLAGS": "-buildvcs=false"}
-    _run(argv, cwd=copy, environment=environment)
+    _run([*argv, peer.commands[command]], cwd=copy, environment=environment)
     shutil.rmtree(copy)
     partial.rename(target)
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
 
-from interop.bed import Bed, RelayKind, make_bed
+from interop.bed import MIB, Bed, RelayKind, make_bed, random_file
 from interop.certs import Authority
 from interop.lab import Lab, until
+from interop.peers.derp_pair import DerpPair
 from interop.peers.derper import PORT, REGION, Derper
 from interop.peers.headscale import Headscale
 from interop.peers.meshnode import Meshnode, command
@@ -37,7 +39,7 @@ class Town:
 def region(request: pytest.FixtureRequest, peers: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Town]:
     kind: RelayKind = request.param
     with Lab(tmp_path_factory.mktemp(f"derp-{kind}")) as lab:
-        bed = make_bed(lab, kind)
+        bed = make_bed(lab, kind, options=("--open", "--http", f"{lab.hub.v4}:80"))
         stock = bed.stock("stock")
         other = bed.stock("other", release="tailscale_oldest" if kind == "ours" else "tailscale")
         mesh = bed.mesh("mesh")
@@ -53,10 +55,10 @@ def test_stock_clients_are_relayed_and_heal(region: Town) -> None:
     stock.host.cut_udp()
     try:
         assert "DERP(lab)" in stock.wait_until_relayed("other")
-        bed.expect_hello(stock, "other", "other")
-        bed.expect_hello(other, "stock", "stock")
-        bed.expect_hello(stock, "mesh", "mesh")
-        bed.expect_hello(mesh, "stock", "stock")
+        for getter, giver in ((stock, other), (other, stock), (stock, mesh), (mesh, stock)):
+            bed.expect_hello(getter, giver.name, giver.name)
+            digest = random_file(giver.host.folder / "www" / "blob", MIB)
+            assert bed.curl(getter, f"http://{giver.name}/blob").sha256 == digest, f"{giver.name} to {getter.name}"
     finally:
         stock.host.heal_udp()
     stock.wait_until_direct("mesh", 30.0)
@@ -65,14 +67,22 @@ def test_stock_clients_are_relayed_and_heal(region: Town) -> None:
 
 
 def test_netcheck_and_debug_derp_find_nothing_wrong(region: Town) -> None:
-    report = region.stock.cli("netcheck").stdout
-    assert "UDP: true" in report and "lab" in report, report
-    assert "- lab: " in report, report
-    said = json.loads(region.stock.cli("debug", "derp", "lab").stdout)
-    assert any("Successfully established a DERP connection" in line for line in said["Info"]), said
-    assert any("returned IPv4 STUN response" in line for line in said["Info"]), said
-    # It tries the IPv4 address over IPv6 as well, whatever relay it is.
-    assert all("over IPv6" in line for line in said["Errors"] or []), said
+    """By the newest client, and by the oldest where it is there: latency, home, both handshakes, STUN, no complaint."""
+    for node in (region.stock, region.other):
+        said = node.cli("netcheck")
+        assert "* UDP: true" in said.stdout and "* Nearest DERP: lab" in said.stdout, said.stdout
+        assert re.search(r"- lab: +[0-9.]+(µs|ms) +\(lab\)", said.stdout), said.stdout
+        assert not re.search("error|fail|warn|timeout", said.stdout + said.stderr, re.IGNORECASE), said
+        report = json.loads(node.cli("netcheck", "--format", "json").stdout)
+        assert report["UDP"] and report["IPv4"] and report["PreferredDERP"] == REGION, report
+        assert 0 < report["RegionLatency"][str(REGION)] < 1e9, report
+        found = json.loads(node.cli("debug", "derp", "lab").stdout)
+        told = "\n".join(found["Info"])
+        assert told.count("Successfully established a DERP connection") == 1, found
+        assert "returned IPv4 STUN response" in told, found
+        assert all("only a single DERP region" in line for line in found["Warnings"]), found  # so is the map
+        # It tries the IPv4 address over IPv6 as well, whatever relay it is.
+        assert all("over IPv6" in line for line in found["Errors"] or []), found
 
 
 def test_the_printed_region_is_pasted_as_it_is(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -93,17 +103,34 @@ def test_the_printed_region_is_pasted_as_it_is(peers: None, tmp_path_factory: py
 
 
 def test_what_headscale_does_not_know_stays_out(peers: None, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """--verify-url: members come in, a removed node is cut off within the minute, strangers never."""
+    """--verify-url: members come in and stay while Headscale is down, a removed node goes within the minute, strangers
+    never come in, and one line says that nobody can be asked."""
     with Lab(tmp_path_factory.mktemp("verify")) as lab:
         bed = make_bed(lab, "ours", options=("--verify-url", f"http://{lab.hub.v4}:8080/verify"))
         assert bed.relay is not None
         relay = bed.relay
         assert bed.headscale.url.endswith(":8080"), bed.headscale.url
         stock, mesh = bed.stock("stock"), bed.mesh("mesh")
+        guest, address = lab.host("guest"), f"{lab.hub.v4}:{relay.port}"
+
+        def expect_refusal(number: int) -> None:
+            assert DerpPair(guest, address, label=f"stranger{number}").start().failure()["what"] in ("connect", "login")
+
+        expect_refusal(0)
+        assert relay.metric("meshnode_derp_refused") >= 1
         mesh.wait_for_peer("stock")
         stock.host.cut_udp()
         stock.wait_until_relayed("mesh")
         assert relay.metric("derp_current_connections") == 2
+        bed.headscale.stop()
+        for number in range(1, 4):
+            expect_refusal(number)
+        bed.expect_hello(mesh, "stock", "stock")
+        assert relay.metric("meshnode_derp_admission_unanswered") >= 3
+        assert relay.metric("derp_current_connections") == 2, "members stay"
+        assert relay.process is not None
+        assert relay.process.err().count("nobody can be asked") == 1, relay.process.err()
+        bed.headscale.start()
         bed.headscale.delete_node("stock")
         until(lambda: relay.metric("derp_current_connections") == 1, 60.0, "the removed node is cut off")
         assert relay.metric("meshnode_derp_revoked") == 1
