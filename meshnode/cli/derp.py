@@ -22,7 +22,7 @@ from meshnode.base.keys import NodePublic
 from meshnode.cli.up import Signals, hide_from_process_list, load_config, raise_file_limit
 from meshnode.config.model import Config
 from meshnode.run.log import configure, get_logger
-from meshnode.run.scope import Scope
+from meshnode.run.scope import Scope, log_failures
 
 DRAIN_S: Final = 3.0
 """Whoever is cut off first waits this long and the start of the next relay for its place: short, then."""
@@ -101,6 +101,7 @@ def _default_folder() -> Path:
 
 
 async def _live(config: Config) -> int:
+    log_failures(asyncio.get_running_loop())
     signals = Signals()
     with _reloads() as on_hangup:
         station = await _started(plan_of(config), signals)

@@ -172,6 +172,9 @@ class Signals:
 
 
 async def _live(config: Config, plan: Plan) -> int:
+    from meshnode.run.scope import log_failures
+
+    log_failures(asyncio.get_running_loop())
     signals = Signals()
     async with AsyncExitStack() as stack:
         group = await stack.enter_async_context(_group(config))

@@ -116,15 +116,20 @@ class Mesh:
     async def _keep(self, node: RelayNode) -> None:
         said = ""
         while True:
+            started = self._clock.now()
             try:
                 why = await self._live(node)
             except (OSError, RelayError, ProtocolError, TimeoutError) as error:
                 why = str(error) or "no answer in time"
+            lived_s = self._clock.now() - started
+            mend = _MENDS.get(why, "")
+            if not mend and node.name in self.up and lived_s < LOGIN_S:
+                mend = "has it the same mesh key?"
             self.up.discard(node.name)
             if why == _OURSELVES:
                 return
-            if why != said:
-                _log.warning("neighbour lost", host=node.host, why=why)
+            if why != said or lived_s > LOGIN_S:
+                _log.warning("neighbour lost", host=_place(node), why=why, **({"mend": mend} if mend else {}))
                 said = why
             await asyncio.sleep(RETRY_S * self._clock.uniform(0.8, 1.2))
 
@@ -192,4 +197,11 @@ class Mesh:
             talk.ended.set_result(why)
 
 
+def _place(node: RelayNode) -> str:
+    """Several may be on one host."""
+    host = f"[{node.host}]" if ":" in node.host else node.host
+    return f"{host}:{node.port}" if node.port else node.host
+
+
 _OURSELVES: Final = "this is our own relay"
+_MENDS: Final = {"TLS failed": "does the system, or --ca-file, vouch for its certificate and name?"}

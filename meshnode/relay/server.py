@@ -343,6 +343,8 @@ class RelayServer:
         if self._native is None or self._sessions.pop(conn, None) is None:
             return
         if not allowed:
+            if info.mesh_key:
+                _log.warning("refused: a relay with another mesh key, or none is set here", source=source)
             self.counters["refused"] += 1
             self._native.end(conn, True)
             return

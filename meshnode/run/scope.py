@@ -7,6 +7,7 @@ ends the scope with its error, loudly; `supervise` restarts what speaks to the o
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
@@ -16,6 +17,19 @@ from meshnode.run.log import Logger, get_logger
 _log: Logger = get_logger("scope")
 STOP_TIMEOUT_S = 5.0
 """A task that ignores its cancellation this long is reported and left behind."""
+
+
+def log_failures(loop: asyncio.AbstractEventLoop) -> None:
+    """What fails in a callback, where no task is to blame, becomes one line of the log."""
+
+    def tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        error = context.get("exception")
+        named = {"error": f"{type(error).__name__}: {error}"} if error is not None else {}
+        _log.error("callback failed", what=context.get("message", ""), **named)
+        if error is not None:
+            _log.debug("where", stack="".join(traceback.format_exception(error)))
+
+    loop.set_exception_handler(tell)
 
 
 class Scope:

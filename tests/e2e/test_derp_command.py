@@ -145,6 +145,22 @@ def test_a_renewed_certificate_is_shown_and_a_bad_one_changes_nothing(tmp_path: 
         assert ended(process)[0] == 0
 
 
+def test_neighbours_that_cannot_meet_say_what_to_look_at(tmp_path: Path) -> None:
+    with relay(tmp_path / "1", "--open", "--self-signed", "--host", "127.0.0.1", "--mesh-key", MESH_KEY) as first:
+        assert first.stdout is not None
+        pem = tmp_path / "first.pem"
+        place = first.stdout.readline().split()[1]
+        pem.write_bytes(shown(int(place.rpartition(":")[2])))
+        common = ["--open", "--self-signed", "--host", "127.0.0.1", "--mesh", place, "--mesh-key"]
+        with relay(tmp_path / "2", *common, MESH_KEY) as second:
+            until_said(
+                second, f'neighbour lost host={place} why="TLS failed" mend="does the system, or --ca-file, vouch'
+            )
+        with relay(tmp_path / "3", *common, "00" * 32, "--ca-file", str(pem)) as third:
+            until_said(third, 'mend="has it the same mesh key?"')
+            until_said(first, "refused: a relay with another mesh key")
+
+
 def beside(folder: Path, **changes: object) -> Config:
     """`up --derp`."""
     usual = {

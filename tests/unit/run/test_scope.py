@@ -1,10 +1,12 @@
 """A scope ends what it started, and no failure is silent."""
 
 import asyncio
+import io
 
 import pytest
 
-from meshnode.run.scope import Scope
+from meshnode.run.log import configure
+from meshnode.run.scope import Scope, log_failures
 from meshnode.run.snapshot import Snapshot
 
 
@@ -32,6 +34,27 @@ def test_a_failing_task_is_reported() -> None:
             assert isinstance(error, KeyError)
 
     asyncio.run(main())
+
+
+def test_a_failing_callback_is_one_line() -> None:
+    stream = io.StringIO()
+    configure(stream=stream)
+
+    def fail() -> None:
+        raise KeyError("bug")
+
+    async def main() -> None:
+        log_failures(asyncio.get_running_loop())
+        asyncio.get_running_loop().call_soon(fail)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    try:
+        asyncio.run(main())
+    finally:
+        configure(level="off")
+    assert "callback failed" in stream.getvalue() and "KeyError: 'bug'" in stream.getvalue()
+    assert stream.getvalue().count("\n") == 1 and "Traceback" not in stream.getvalue()
 
 
 def test_supervise_restarts_after_an_expected_error_only() -> None:
