@@ -51,7 +51,9 @@ class VerifyUrl:
         async with self._room.place(source):
             response = await self._post(body)
         if response.status != 200:
-            raise RelayError(f"the verifier answered with HTTP status {response.status}")
+            path = self._target.partition("?")[0]  # what follows may be a secret
+            mend = "; Headscale's path is /verify" if response.status in (404, 405) else ""
+            raise RelayError(f"{self._header}{path} answered with HTTP status {response.status}{mend}")
         try:
             answer = json.loads(response.body)
         except ValueError:

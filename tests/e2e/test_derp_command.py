@@ -10,9 +10,11 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -97,6 +99,25 @@ def test_a_verifier_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> No
             said = process.stderr.readline()
             assert said, "it ended"
         assert "127.0.0.1:1" in said, "who was asked"
+
+
+class NotFound(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.send_error(404)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_verifier_at_another_path_is_told_with_the_right_one(tmp_path: Path) -> None:
+    with HTTPServer(("127.0.0.1", 0), NotFound) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place = f"127.0.0.1:{server.server_port}/"
+        with relay(tmp_path, "--plain", "--verify-url", f"http://{place}?token=hidden") as process:
+            until_said(
+                process, f"127.0.0.1:{server.server_port}/ answered with HTTP status 404; Headscale's path is /verify"
+            )
+        server.shutdown()
 
 
 def shown(port: int) -> bytes:
