@@ -30,8 +30,9 @@ class Front:
     """Ends TLS before a plain relay, or before nothing; its chain may end with a meta-certificate."""
 
     def __init__(
-        self, folder: Path, meta: NodePrivate | None, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
+        self, bed: Bed, folder: Path, meta: NodePrivate | None, version: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3
     ) -> None:
+        self.bed = bed
         pem = make_self_signed(["127.0.0.1"])
         self.pin = pin_of(x509.load_pem_x509_certificate(pem))
         extra = ssl.DER_cert_to_PEM_cert(meta_certificate(meta.public())).encode() if meta is not None else b""
@@ -55,10 +56,14 @@ class Front:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        """Clients first: what they have begun ends, handshakes too, before the loop does."""
+        for pool in self.bed.pools:
+            await pool.aclose()
         self._server.close()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await until(lambda: not self._server._active_count)
 
     @property
     def relays(self) -> RelayMap:
@@ -136,7 +141,7 @@ def test_only_under_tls_1_3_with_the_meta_certificate(
 
     async def scenario(bed: Bed) -> None:
         server = await bed.server()
-        async with Front(tmp_path, server.private if has_meta else None, version) as front:
+        async with Front(bed, tmp_path, server.private if has_meta else None, version) as front:
             front.target = server.port
             client = await bed.client(front.relays, carried=carried)
             other = await bed.client(server.relay_map(), plain=True)
@@ -154,7 +159,7 @@ def test_what_waits_leaves_with_the_login(tmp_path: Path, carried: bool) -> None
     async def scenario(bed: Bed) -> None:
         server = await bed.server()
         other = await bed.client(server.relay_map(), plain=True)
-        async with Front(tmp_path, server.private) as front:
+        async with Front(bed, tmp_path, server.private) as front:
             front.target, front.wanted = server.port, lambda first: first.endswith(PACKET)
             client = await bed.client(front.relays, carried=carried, connected=False)
             packets = [b"\x04" + bytes([n]) * 1300 for n in range(20)] + [PACKET]
@@ -172,7 +177,7 @@ def test_what_waits_leaves_with_the_login(tmp_path: Path, carried: bool) -> None
 def test_a_certificate_that_tells_another_key_is_fatal(tmp_path: Path, carried: bool) -> None:
     async def scenario(bed: Bed) -> None:
         told, said = (NodePrivate.generate(CLOCK.entropy) for _ in range(2))
-        async with Front(tmp_path, told) as front:
+        async with Front(bed, tmp_path, told) as front:
             front.answer = derp.ServerLogin(said).create_server_key()
             client = await bed.client(front.relays, carried=carried, connected=False)
             await until(lambda: client.pool.status()[0].error)
@@ -200,7 +205,7 @@ def test_a_refusal_after_a_fast_start_is_one(tmp_path: Path, carried: bool) -> N
 @links
 def test_an_answer_in_http_is_said_as_such(tmp_path: Path, carried: bool) -> None:
     async def scenario(bed: Bed) -> None:
-        async with Front(tmp_path, NodePrivate.generate(CLOCK.entropy)) as front:
+        async with Front(bed, tmp_path, NodePrivate.generate(CLOCK.entropy)) as front:
             front.answer = REFUSAL
             client = await bed.client(front.relays, carried=carried, connected=False)
             await until(lambda: client.pool.status()[0].error)
@@ -213,7 +218,7 @@ def test_an_answer_in_http_is_said_as_such(tmp_path: Path, carried: bool) -> Non
 @links
 def test_a_relay_that_closes_after_tls_is_dialled_again(tmp_path: Path, carried: bool) -> None:
     async def scenario(bed: Bed) -> None:
-        async with Front(tmp_path, None) as front:
+        async with Front(bed, tmp_path, None) as front:
             client = await bed.client(front.relays, carried=carried, connected=False)
             await until(lambda: front.accepts >= 5)
             assert client.pool.status()[0].error

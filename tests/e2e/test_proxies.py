@@ -192,9 +192,8 @@ def test_a_relay_is_looked_at_through_the_proxy(folder: Path, certificates: tupl
     async def work() -> None:
         async with forward("tinyproxy", folder, guarded=True) as proxy, tls_town(certificates) as (_, relay):
             found = await check("127.0.0.1", relay.port, ca_file=str(certificates[0]), proxies=Proxies(proxy.url))
-            assert [f.step for f in found] == ["TCP", "TLS", "certificate", "upgrade"] and all(f.ok for f in found), (
-                found
-            )
+            steps = ["TCP", "TLS", "certificate", "upgrade", "latency", "clock"]
+            assert [f.step for f in found] == steps and all(f.ok for f in found), found
             assert found[0].text.startswith(f"connected through the proxy {proxy.where} in ")
             found = await check("127.0.0.1", relay.port, proxies=Proxies(proxy.open_url))
             assert [(f.step, f.ok) for f in found] == [("proxy", False)] and "(407)" in found[0].text
