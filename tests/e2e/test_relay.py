@@ -567,18 +567,30 @@ class Wire:
 
     async def aclose(self) -> None:
         self.server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         for writer in self.writers:
             writer.transport.abort()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepts += 1
-        back, there = await asyncio.open_connection("127.0.0.1", self.target)
-        self.writers += [writer, there]
         task = asyncio.current_task()
         assert task is not None
         self.tasks.append(task)
+        self.writers.append(writer)
+        with suppress(OSError, asyncio.CancelledError):
+            back, there = await asyncio.open_connection("127.0.0.1", self.target)
+            self.writers.append(there)
+            await self._carry(reader, writer, back, there)
 
+    async def _carry(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        back: asyncio.StreamReader,
+        there: asyncio.StreamWriter,
+    ) -> None:
         async def up() -> None:
             while data := await reader.read(65536):
                 there.write(data)
@@ -590,8 +602,7 @@ class Wire:
                     writer.write(data)
             writer.close()
 
-        with suppress(OSError):
-            await asyncio.gather(up(), down())
+        await asyncio.gather(up(), down())
 
 
 def test_a_silent_relay_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
