@@ -4,6 +4,7 @@
  * at the other end and must be whole frames that a relay may say. In the end nothing is left over. */
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -48,8 +49,8 @@ static void join(struct world *w, int i)
         [NEIGHBOUR] = MN_OPEN_MESH | MN_OPEN_NEIGHBOUR,
         [WEBSOCKET] = MN_OPEN_WEBSOCKET,
     };
+    struct mn_relay_command login = {.number = flags[i], .fd = -1};
     int pair[2];
-    uint8_t key[MN_RELAY_KEY];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
     w->far[i].fd = pair[1];
     w->far[i].id = atomic_fetch_add(&w->relay->ids, 1);
@@ -63,8 +64,8 @@ static void join(struct world *w, int i)
         CHECK(c->websocket != NULL);
         mn_ws_start(c->websocket, true);
     }
-    write_key(key, i);
-    mn_relay_conn_start_frames(w->relay, c, key, flags[i], NULL, 0);
+    write_key(login.key, i);
+    mn_relay_conn_start_frames(w->relay, c, &login);
 }
 
 static bool may_be_said(const struct mn_frame *f)
@@ -116,11 +117,9 @@ static void leave(struct world *w, int i)
 static void end_turn(struct world *w)
 {
     struct mn_relay *r = w->relay;
-    for (int i = 0; i < CONNS; i++) {
-        struct mn_relay_conn *c = conn_of(w, i);
-        if (c != NULL)
-            mn_relay_conn_on_readable(r, c);
-    }
+    for (int i = 0; i < CONNS; i++)
+        mn_relay_conn_serve(r, w->far[i].id, EPOLLIN);
+    mn_lobby_keep_time(r);
     mn_relay_conn_flush_dirty(r);
     mn_relay_conn_free_dead(r);
     for (struct mn_relay_event *ev = mn_relay_take(r), *next; ev != NULL; ev = next) {

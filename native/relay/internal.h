@@ -148,6 +148,9 @@ void mn_talk_signal(struct mn_relay_talk *t); /* once a turn */
 int mn_talk_push(struct mn_relay_talk *t, const struct mn_relay_command *like, const uint8_t *data, size_t len);
 struct mn_relay_command *mn_talk_commands(struct mn_relay_talk *t);
 
+/* commands.c */
+void mn_relay_run_commands(struct mn_relay *r);
+
 /* conn.c: life */
 struct mn_relay_conn *mn_relay_conn_accept(struct mn_relay *r, int fd, const struct mn_relay_listener *l,
                                            const struct mn_ep *source);

@@ -154,10 +154,10 @@ static void join(struct world *w, int i, int key_byte, uint32_t flags)
     CHECK(c != NULL);
     c->client.source.ip.b[15] = (uint8_t)i;
     c->client.source.port = (uint16_t)(1000 + i);
-    uint8_t key[MN_RELAY_KEY];
-    memset(key, key_byte, sizeof key);
+    struct mn_relay_command login = {.number = flags, .fd = -1};
+    memset(login.key, key_byte, sizeof login.key);
     w->relay->random = 0; /* keep-alives without jitter */
-    mn_relay_conn_start_frames(w->relay, c, key, flags, NULL, 0);
+    mn_relay_conn_start_frames(w->relay, c, &login);
 }
 
 /* The pieces of a line into p; returns how many bytes. */

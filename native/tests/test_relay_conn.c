@@ -38,13 +38,13 @@ static struct mn_relay_conn *conn_of(const struct end *e)
 static struct end join(uint8_t name, uint32_t flags)
 {
     struct end e = {.id = atomic_fetch_add(&g_relay->ids, 1)};
-    uint8_t key[MN_RELAY_KEY];
+    struct mn_relay_command login = {.number = flags, .fd = -1};
     int pair[2];
     CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0, pair) == 0);
     struct mn_relay_conn *c = mn_relay_conn_adopt(g_relay, pair[0], NULL, NULL, e.id);
     CHECK(c != NULL);
-    memset(key, name, sizeof key);
-    mn_relay_conn_start_frames(g_relay, c, key, flags, NULL, 0);
+    memset(login.key, name, sizeof login.key);
+    mn_relay_conn_start_frames(g_relay, c, &login);
     e.fd = pair[1];
     return e;
 }
