@@ -48,6 +48,8 @@ struct mn_relay_conn {
     bool has_websocket, acks_pings, is_adopted, is_guarded, was_pinged;
     uint32_t events; /* that epoll watches */
     struct mn_frame_reader reader;
+    uint32_t reads; /* since reads_since_ms, as far as they are counted */
+    uint64_t reads_since_ms;
     uint64_t accepted_ms, heard_ms, keep_alive_at_ms, stalled_ms, refill_at_ms;
     uint64_t ends_by_ms; /* 0: the lobby sees to it, or it is open */
     int64_t tokens;

@@ -267,6 +267,8 @@ ptrdiff_t mn_tls_read(struct mn_tls *s, uint8_t *out, size_t cap)
         int n = SSL_read(s->ssl, out + at, (int)(cap - at));
         if (n > 0) {
             at += (size_t)n;
+            if (w->in_at == w->in_len && SSL_has_pending(s->ssl) == 0)
+                break; /* libssl would only say that it wants more */
             continue;
         }
         enum mn_tls_result why = judge(s, n);

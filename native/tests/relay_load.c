@@ -6,7 +6,9 @@
  * the relay will open. Modes:
  *
  *   closed  pairs, size, flight, seconds: each first client of a pair keeps `flight` packets of `size` bytes under way
- *   open    pairs, size, rate, seconds: `rate` packets a second of all pairs together, whatever comes of them
+ *   open    pairs, size, rate, seconds: `rate` packets a second of all pairs together, whatever comes of them; evenly
+ *           spaced, pairs in turn. A packet's latency counts from when it was meant to leave. What is a second late
+ *           is left out and counted as `skipped`.
  *   idle    count: log in and hold until standard input ends
  *   churn   at_once, seconds: connect, log in, close, with the logins in turn
  *
@@ -25,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -32,7 +35,15 @@
 
 #include "../relay/frame.h"
 
-enum { BATCH = 16 << 10, READ = 256 << 10, FRAME_MAX = 70000, STALL_MS = 200, READY_MS = 90000, AT_ONCE = 64 };
+enum {
+    BATCH = 16 << 10,
+    READ = 256 << 10,
+    FRAME_MAX = 70000,
+    STALL_MS = 200,
+    READY_MS = 90000,
+    AT_ONCE = 64,
+    WAIT_NS = 1000000
+};
 enum { SUB = 32, BUCKETS = 40 * SUB };
 
 static const char HEAD[] =
@@ -72,8 +83,8 @@ struct load {
     uint32_t client_count, ready_count, gone_count;
     uint8_t *in;
     uint64_t now, begin_ns, end_ns;
-    bool is_measuring;
-    uint64_t sent, received, lost, logins_done;
+    bool is_measuring, is_open;
+    uint64_t sent, received, lost, skipped, logins_done;
     uint32_t histogram[BUCKETS];
 };
 
@@ -203,6 +214,14 @@ static void log_in(struct load *l, struct client *c)
     push(l, c);
 }
 
+/* When a pair's packet n is meant to leave in open loop. */
+static uint64_t meant_ns(const struct load *l, const struct client *c, uint64_t n)
+{
+    uint64_t pair = c->index / 2;
+    double place = (double)n * (double)l->pairs + (double)pair;
+    return l->begin_ns + (uint64_t)(place * 1e9 / (double)l->rate);
+}
+
 /* Packets to the other of the pair: head, its key, a type as WireGuard's data has, the time. */
 static void give(struct load *l, struct client *c, uint64_t count)
 {
@@ -213,11 +232,12 @@ static void give(struct load *l, struct client *c, uint64_t count)
     while (count > 0 && c->state == READY && c->out_len == 0) {
         for (; count > 0 && (c->out_len == 0 || c->out_len + whole <= BATCH); count--) {
             uint8_t *p = c->out + c->out_len, type[8] = {4};
+            uint64_t at = l->is_open ? meant_ns(l, c, c->offered++) : l->now;
             mn_frame_write_header(p, MN_FRAME_SEND_PACKET, MN_RELAY_KEY + (uint32_t)l->size);
             memcpy(p + MN_FRAME_HEADER, peer->key, MN_RELAY_KEY);
             memset(p + MN_FRAME_HEADER + MN_RELAY_KEY, 0x5a, (size_t)l->size);
             memcpy(p + MN_FRAME_HEADER + MN_RELAY_KEY, type, sizeof type);
-            memcpy(p + MN_FRAME_HEADER + MN_RELAY_KEY + 8, &l->now, sizeof l->now);
+            memcpy(p + MN_FRAME_HEADER + MN_RELAY_KEY + 8, &at, sizeof at);
             c->out_len += whole;
             c->under_way++;
             c->sent++;
@@ -375,13 +395,23 @@ static void keep_flight(struct load *l, struct client *c)
  * send. */
 enum { BURST = 64 };
 
-static void keep_rate(struct load *l, struct client *c)
+enum { LATE_S = 1 };
+
+/* Offers what is due; returns when the next one is, or UINT64_MAX while the network takes nothing. */
+static uint64_t keep_rate(struct load *l, struct client *c)
 {
-    double due = (double)(l->now - l->begin_ns) * (double)l->rate / 1e9 / (double)l->pairs;
-    uint64_t owed = (uint64_t)due > c->offered ? (uint64_t)due - c->offered : 0;
-    c->offered += owed;
-    if (c->out_len == 0) /* else the network is full: what is offered now is lost at its source */
+    uint64_t pair = c->index / 2;
+    double turn = ((double)(l->now - l->begin_ns) * (double)l->rate / 1e9 - (double)pair) / (double)l->pairs;
+    uint64_t due = turn < 0 ? 0 : (uint64_t)turn + 1, owed = due > c->offered ? due - c->offered : 0;
+    uint64_t most = (uint64_t)(LATE_S * l->rate / l->pairs) + 1;
+    if (owed > most) {
+        l->skipped += l->is_measuring ? owed - most : 0;
+        c->offered += owed - most;
+        owed = most;
+    }
+    if (c->out_len == 0)
         give(l, c, owed < BURST ? owed : BURST);
+    return c->out_len == 0 ? meant_ns(l, c, c->offered) : UINT64_MAX;
 }
 
 struct marks {
@@ -399,32 +429,34 @@ static struct marks mark(const struct load *l)
 
 static void run_pairs(struct load *l)
 {
-    bool is_open = strcmp(l->mode, "open") == 0;
     make_clients(l, (uint32_t)l->pairs * 2);
     l->now = l->begin_ns = clock_now(CLOCK_MONOTONIC);
     uint64_t warm = l->begin_ns + (uint64_t)l->warm * 1000000, done = warm + (uint64_t)l->seconds * 1000000000;
     struct marks from = {0};
-    uint64_t pace = is_open ? 100000 : 1000000;
     while (l->now < done) {
+        uint64_t next = l->now + WAIT_NS;
         if (!l->is_measuring && l->now >= warm) {
             l->is_measuring = true;
             from = mark(l);
         }
         for (uint32_t i = 0; i < l->client_count; i += 2) {
-            if (is_open)
-                keep_rate(l, &l->clients[i]);
+            uint64_t at = UINT64_MAX;
+            if (l->is_open)
+                at = keep_rate(l, &l->clients[i]);
             else
                 keep_flight(l, &l->clients[i]);
+            next = at < next ? at : next;
         }
-        turn(l, pace);
+        turn(l, next > l->now ? next - l->now : 0);
     }
     struct marks to = mark(l);
     double wall = (double)(to.wall - from.wall) / 1e9, cpu = (double)(to.relay - from.relay) / 1e9;
     double frames = (double)l->received;
     printf(
-        "{\"frames\": %" PRIu64 ", \"sent\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"seconds\": %.6f, \"per_s\": %.1f, "
+        "{\"frames\": %" PRIu64 ", \"sent\": %" PRIu64 ", \"lost\": %" PRIu64 ", \"skipped\": %" PRIu64
+        ", \"seconds\": %.6f, \"per_s\": %.1f, "
         "\"gbit_s\": %.4f, \"cpu_s\": %.6f, \"own_cpu_s\": %.6f, \"p50_us\": %.1f, \"p99_us\": %.1f, \"gone\": %u}\n",
-        l->received, l->sent, l->lost, wall, frames / wall, frames * (double)l->size * 8 / wall / 1e9, cpu,
+        l->received, l->sent, l->lost, l->skipped, wall, frames / wall, frames * (double)l->size * 8 / wall / 1e9, cpu,
         (double)(to.own - from.own) / 1e9, percentile_us(l, 0.5), percentile_us(l, 0.99), l->gone_count);
 }
 
@@ -531,6 +563,8 @@ int main(int argc, char **argv)
     l.host = argv[1];
     l.port = (uint16_t)strtol(argv[2], NULL, 10);
     l.mode = argv[4];
+    l.is_open = strcmp(l.mode, "open") == 0;
+    (void)prctl(PR_SET_TIMERSLACK, 1000); /* packets leave when they are meant to */
     read_logins(&l, argv[3]);
     read_numbers(&l, argc - 5, argv + 5);
     if (l.size < 64 || l.size > MN_RELAY_PACKET_MAX)

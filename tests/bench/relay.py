@@ -19,13 +19,15 @@ Parts:
 rows       1, 10, 200 pairs × 64, 1280, 8192 bytes × 1, 8, 64 frames in flight: `per_s`, `gbit_s`, `per_cpu_s`
            (frames per CPU second of the relay), `cpu_s_per_gib`, one-way p50 and p99 in µs
 overload   offered three times what the closed loop reached; `delivered` is the share of that
-latency    offered half of what derper's closed loop reached, to every relay alike; p50 and p99 in µs
+latency    offered half of what derper's closed loop reached, to every relay alike, evenly spaced; p50 and p99 in µs
+           from when a packet was meant to leave, so that a relay or driver that falls behind shows
 idle       RSS per idle client in KiB at 1 000 and 10 000
-connects   connect + TLS + login + close, per second and per CPU second of the relay
+connects   connect + TLS + login + close, per second and per CPU second of the relay; no session is resumed
 
 A round measures each row at every relay in turn, the order turned round each time; figures are medians over rounds.
 `--lock FILE` holds a flock around each row of a round, where several such programs share a machine. The relays'
-CPU time is their process's own, by its clock; where other work shares the cores, rates suffer and CPU seconds less.
+CPU time is their process's own, by its clock, which the scheduler keeps in nanoseconds; on the loopback it contains the
+kernel's receiving at the other end of each send. Where other work shares the cores, rates suffer and CPU seconds less.
 """
 
 from __future__ import annotations
@@ -348,7 +350,7 @@ class Run:
         return out
 
 
-SHOWN = ("per_s", "gbit_s", "per_cpu_s", "p50_us", "p99_us", "delivered", "kib_per_client", "lost")
+SHOWN = ("per_s", "gbit_s", "per_cpu_s", "p50_us", "p99_us", "delivered", "kib_per_client", "lost", "skipped", "failed")
 
 
 def numbers(text: str) -> list[int]:

@@ -2,7 +2,9 @@
 //
 // Pairs of clients in one process: the first of each keeps -flight packets of -size bytes under way to the second,
 // or with -rate offers that many a second of all pairs together. One line of JSON leaves on standard output; -pid
-// names the relay whose CPU time is measured over the same seconds.
+// names the relay whose CPU time is measured over the same seconds. Offered packets are evenly spaced, pairs in turn, and
+// their latency counts from when they were meant to leave; what a pair is a second behind with is left out and counted
+// as skipped.
 package main
 
 import (
@@ -12,6 +14,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime"
 	"sort"
 	"sync"
 	"sync/atomic"
@@ -41,15 +44,16 @@ var (
 	warm    = flag.Float64("warm", 0.3, "seconds before that")
 	pid     = flag.Int("pid", 0, "the relay's process")
 
-	measuring            atomic.Bool
-	sent, received, lost atomic.Int64
-	began                = time.Now()
+	measuring                     atomic.Bool
+	sent, received, lost, skipped atomic.Int64
+	began                         = time.Now()
 )
 
 type pair struct {
 	a, b     *derphttp.Client
 	to       key.NodePublic
 	credits  chan struct{}
+	due      chan int64   // when packets were meant to leave, ns since began
 	heard    atomic.Int64 // ns since began
 	latency  []float64    // µs
 	received int
@@ -78,34 +82,64 @@ func dial(private key.NodePrivate) (*derphttp.Client, error) {
 	return c, err
 }
 
+// pace tells pairs in turn to send. The runtime's own timers are a millisecond late.
+func pace(all []*pair, deadline int64) {
+	runtime.LockOSThread()
+	_ = unix.Prctl(unix.PR_SET_TIMERSLACK, 1000, 0, 0, 0)
+	start := now()
+	for n := 0; ; n++ {
+		due := start + int64(float64(n)*1e9 / *rate)
+		if due >= deadline {
+			return
+		}
+		for at := now(); at < due; at = now() {
+			wait := unix.NsecToTimespec(due - at)
+			_ = unix.Nanosleep(&wait, nil)
+		}
+		select {
+		case all[n%len(all)].due <- due:
+		default:
+			if measuring.Load() {
+				skipped.Add(1)
+			}
+		}
+	}
+}
+
+// next waits until a packet may be sent and returns its time; 0: look at the clock and ask again.
+func (p *pair) next() int64 {
+	if *rate > 0 {
+		select {
+		case due := <-p.due:
+			return due
+		case <-time.After(stall):
+			return 0
+		}
+	}
+	select {
+	case p.credits <- struct{}{}:
+		return now()
+	case <-time.After(stall):
+		// What waits so long was dropped.
+		if now()-p.heard.Load() > int64(stall) {
+			for len(p.credits) > 0 {
+				<-p.credits
+				lost.Add(1)
+			}
+		}
+		return 0
+	}
+}
+
 func (p *pair) send(deadline int64) {
 	packet := make([]byte, *size)
 	packet[0] = 4 // as WireGuard's data begins
-	per := *rate / float64(*pairs)
-	start, offered := now(), 0
 	for now() < deadline {
-		if *rate > 0 {
-			due := int(float64(now()-start) / 1e9 * per)
-			if due <= offered {
-				time.Sleep(100 * time.Microsecond)
-				continue
-			}
-			offered++
-		} else {
-			select {
-			case p.credits <- struct{}{}:
-			case <-time.After(stall):
-				// What waits so long was dropped.
-				if now()-p.heard.Load() > int64(stall) {
-					for len(p.credits) > 0 {
-						<-p.credits
-						lost.Add(1)
-					}
-				}
-				continue
-			}
+		at := p.next()
+		if at == 0 {
+			continue
 		}
-		binary.LittleEndian.PutUint64(packet[8:], uint64(now()))
+		binary.LittleEndian.PutUint64(packet[8:], uint64(at))
 		if err := p.a.Send(p.to, packet); err != nil {
 			fail("send", err)
 		}
@@ -171,7 +205,8 @@ func main() {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			a, b := key.NewNode(), key.NewNode()
-			p := &pair{to: b.Public(), credits: make(chan struct{}, *flight)}
+			p := &pair{to: b.Public(), credits: make(chan struct{}, *flight),
+				due: make(chan int64, int(*rate)/(*pairs)+1)}
 			var err error
 			if p.a, err = dial(a); err != nil {
 				fail("dial", err)
@@ -188,6 +223,9 @@ func main() {
 		go p.receive(deadline)
 		go p.send(deadline)
 	}
+	if *rate > 0 {
+		go pace(all, deadline)
+	}
 	time.Sleep(time.Duration(*warm * 1e9))
 	relayClock := int32(^*pid<<3 | 2)
 	relay, own, start := cpu(relayClock), cpu(unix.CLOCK_PROCESS_CPUTIME_ID), now()
@@ -202,7 +240,7 @@ func main() {
 		times = append(times, p.latency...)
 	}
 	sort.Float64s(times)
-	out := map[string]any{"frames": received.Load(), "sent": sent.Load(), "lost": lost.Load(), "seconds": wall,
+	out := map[string]any{"frames": received.Load(), "sent": sent.Load(), "lost": lost.Load(), "skipped": skipped.Load(), "seconds": wall,
 		"per_s": float64(received.Load()) / wall, "cpu_s": relay, "own_cpu_s": own,
 		"gbit_s": float64(received.Load()) * float64(*size) * 8 / wall / 1e9}
 	if len(times) > 0 {
