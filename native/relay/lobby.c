@@ -13,7 +13,7 @@
 
 enum { ACCEPTS = 8, EXPIRES = 8, PAUSE_MS = 100 };
 
-static const uint64_t SERVE_NS = 2000000, EXPIRE_NS = 1000000;
+static const uint64_t SERVE_NS = 500000, EXPIRE_NS = 500000;
 
 /* ---- the crowd, oldest first ---- */
 
