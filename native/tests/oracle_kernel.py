@@ -178,7 +178,7 @@ def many(count: int) -> None:
 def ping(size: int, v6: bool) -> None:
     address = OURS6 if v6 else OURS4
     done = subprocess.run(
-        ["ping", "-c", "3", "-i", "0.2", "-W", "2", "-s", str(size), address], capture_output=True, text=True
+        ["ping", "-c", "3", "-i", "0.02", "-W", "2", "-s", str(size), address], capture_output=True, text=True
     )
     assert done.returncode == 0 and " 0% packet loss" in done.stdout, done.stdout + done.stderr
 
