@@ -25,7 +25,7 @@ static struct mn_relay *relay;
 static uint16_t plain_port, tls_port;
 static pthread_t python;
 static atomic_bool is_over;
-static atomic_uint shakes;
+static atomic_uint shakes, shake_ms;
 
 static uint64_t now_ms(void)
 {
@@ -44,7 +44,7 @@ static struct mn_relay_stats stats(void)
 /* Until a number of the relay is what is wanted. */
 #define AWAIT(claim)                                                                                                   \
     do {                                                                                                               \
-        uint64_t until_ = now_ms() + WAIT_S * 1000ULL;                                                                    \
+        uint64_t until_ = now_ms() + WAIT_S * 1000ULL;                                                                 \
         while (!(claim)) {                                                                                             \
             CHECK(now_ms() < until_);                                                                                  \
             (void)poll(NULL, 0, 2);                                                                                    \
@@ -90,7 +90,7 @@ static int on_hello(SSL *ssl, int *alert, void *arg)
     (void)ssl;
     (void)alert;
     (void)arg;
-    for (uint64_t until = now_ms() + SHAKE_MS; now_ms() < until;)
+    for (uint64_t until = now_ms() + atomic_load(&shake_ms); now_ms() < until;)
         ;
     atomic_fetch_add(&shakes, 1);
     return SSL_CLIENT_HELLO_SUCCESS;
@@ -117,9 +117,11 @@ static SSL_CTX *server_ctx(void)
 static void start(struct mn_relay_config config)
 {
     int err = 0;
+    atomic_store(&shakes, 0);
     relay = mn_relay_create(&config, &err);
     CHECK(relay != NULL);
     atomic_store(&is_over, false);
+    atomic_store(&shake_ms, SHAKE_MS);
     CHECK_INT(mn_relay_set_tls(relay, server_ctx()), 0);
     CHECK_INT(mn_relay_listen(relay, listening(&plain_port), false, 0), 0);
     CHECK_INT(mn_relay_listen(relay, listening(&tls_port), true, 0), 0);
@@ -426,6 +428,34 @@ static void test_slow_readers_and_deaf_ones(void)
     stop();
 }
 
+/* The relay's thread is away for longer than a client may take nothing: it is the relay that was late, not the client.
+ */
+static void test_a_late_relay_blames_nobody(void)
+{
+    static uint8_t bytes[64 << 10];
+    uint8_t frame[FRAME] = {0};
+    SSL_CTX *ctx = SSL_CTX_new(TLS_client_method());
+    start((struct mn_relay_config){.write_stall_ms = 3000});
+    atomic_store(&shake_ms, 4000);
+    int a = join_as(1), b = join_as(2), slow = dial(tls_port);
+    mn_frame_write_header(frame, MN_FRAME_SEND_PACKET, MN_RELAY_KEY + BODY);
+    key_of(2, frame + MN_FRAME_HEADER);
+    while (stats().lane_chunks == 0)
+        for (int i = 0; i < 1000; i++)
+            CHECK_INT(send(a, frame, sizeof frame, MSG_NOSIGNAL), (ssize_t)sizeof frame);
+    send_hello(slow, ctx);
+    while (atomic_load(&shakes) == 0) {
+        (void)recv(b, bytes, sizeof bytes, MSG_DONTWAIT);
+        (void)poll(NULL, 0, 1);
+    }
+    AWAIT(recv(b, bytes, sizeof bytes, MSG_DONTWAIT) < 0 && stats().lane_chunks == 0);
+    CHECK_INT(stats().stalled, 0);
+    CHECK(!is_cut(b));
+    close_all((int[]){a, b, slow}, 3);
+    SSL_CTX_free(ctx);
+    stop();
+}
+
 /* No descriptor can be had: those inside do not notice, nobody spins, and later it goes on. */
 static void test_without_descriptors(void)
 {
@@ -473,6 +503,7 @@ int main(void)
     RUN(test_limits_of_one_address);
     RUN(test_the_rate_of_one_client);
     RUN(test_slow_readers_and_deaf_ones);
+    RUN(test_a_late_relay_blames_nobody);
     RUN(test_without_descriptors);
     return 0;
 }
