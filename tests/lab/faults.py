@@ -71,6 +71,20 @@ def _cut(stage: Stage, way: str, *, is_triggered: bool = False) -> Round:
 
 def scrub(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
     """WireGuard data is dropped at one router; DISCO and handshakes pass."""
+    yield from _scrub(inet, pair, rounds, rules.BOTH)
+
+
+def scrub_out(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
+    """The same for what leaves the reader's router."""
+    yield from _scrub(inet, pair, rounds, rules.OUT)
+
+
+def scrub_in(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
+    """The same for what arrives there."""
+    yield from _scrub(inet, pair, rounds, rules.IN)
+
+
+def _scrub(inet: Inet, pair: str, rounds: int, way: str) -> Iterator[Round]:
     for _ in range(rounds):
         with Stage(inet, pair) as stage:
             if stage.wait_direct() is None:
@@ -78,7 +92,7 @@ def scrub(inet: Inet, pair: str, rounds: int) -> Iterator[Round]:
                 continue
             pass_time(STEADY_S)
             begun = time.monotonic()
-            stage.site.scrub()
+            stage.site.scrub(way=way)
             yield _aftermath(stage, begun, 45.0)
 
 

@@ -125,9 +125,9 @@ def cut_udp(way: str = BOTH, name: str = "cut") -> str:
     return _forward(f"{way}meta l4proto udp drop", name)
 
 
-def scrub_wireguard(kinds: str = WIREGUARD_DATA, name: str = "scrub") -> str:
-    """WireGuard messages of these types; DISCO and STUN pass."""
-    return _forward(f"meta l4proto udp @th,64,32 {kinds} drop", name)
+def scrub_wireguard(kinds: str = WIREGUARD_DATA, way: str = BOTH, name: str = "scrub") -> str:
+    """WireGuard messages of these types, one way or both; DISCO and STUN pass."""
+    return _forward(f"{way}meta l4proto udp @th,64,32 {kinds} drop", name)
 
 
 def hole(limit: int, name: str = "hole") -> str:

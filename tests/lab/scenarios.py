@@ -38,6 +38,8 @@ SCENARIOS = {
     "cut-out": Scenario(faults.cut_out, 6, stages=2),
     "cut-in": Scenario(faults.cut_in, 6, stages=2),
     "scrub": Scenario(faults.scrub, 3, stages=3),
+    "scrub-out": Scenario(faults.scrub_out, 3, stages=3),
+    "scrub-in": Scenario(faults.scrub_in, 3, stages=3),
     "hole-1280": Scenario(faults.hole_1280, 2),
     "hole-1124": Scenario(faults.hole_1124, 2),
     "rebinding": Scenario(faults.rebinding, 5),

@@ -176,9 +176,9 @@ class Site:
     def heal_udp(self) -> None:
         self.router.nft(rules.drop_table("cut"))
 
-    def scrub(self, kinds: str = rules.WIREGUARD_DATA) -> None:
-        """WireGuard no longer passes, everything else does."""
-        self.router.nft(rules.scrub_wireguard(kinds))
+    def scrub(self, kinds: str = rules.WIREGUARD_DATA, way: str = rules.BOTH) -> None:
+        """WireGuard no longer passes, everything else does; `way` as of `cut_udp`."""
+        self.router.nft(rules.scrub_wireguard(kinds, way))
 
     def hole(self, limit: int) -> None:
         """No larger IPv4 packet of UDP passes; nobody may put packets together on the way here, from either side."""
