@@ -14,7 +14,7 @@ from typing import Final
 from meshnode.base.addr import Endpoint, RegionId
 from meshnode.base.units import Seconds
 from meshnode.core.path_body import PathBody
-from meshnode.core.path_carry import on_direct, on_relayed
+from meshnode.core.path_carry import is_mute, on_direct, on_plea, on_relayed
 from meshnode.core.path_plan import plan
 from meshnode.core.path_size import keep_sized
 from meshnode.core.path_table import run_row
@@ -58,7 +58,8 @@ class PeerPath(PathBody):
         """Whether pings from there stay unanswered: the path is set aside because it answers probes and carries no
         data, and a peer that does not notice would send into the void for as long as we answer."""
         candidate = self.candidates.get(source)
-        return candidate is not None and now >= candidate.hushed_at and candidate.is_bad(now)
+        is_aside = candidate is not None and now >= candidate.hushed_at and candidate.is_bad(now)
+        return is_aside or is_mute(self, source, now)
 
     def on_send_error(self, endpoint: Endpoint, is_unreachable: bool, now: Seconds) -> list[Effect]:
         """The system refused a datagram to one of our candidates."""
@@ -111,7 +112,10 @@ class PeerPath(PathBody):
             candidate.pinged_at = now
             if candidate.is_left:
                 candidate.bad_until, candidate.is_left = now, False
-        return self._once(now, Event.PING_RX, source)
+        self._begin(now)
+        on_plea(self, source)
+        run_row(self, Event.PING_RX, source)
+        return self._finish()
 
     def on_call(self, endpoints: Iterable[Endpoint], now: Seconds) -> list[Effect]:
         """A CallMeMaybe arrived. It adds candidates and removes none."""

@@ -135,7 +135,25 @@ class PathBody:
         self.stall_over_at = -1e9
         self.stalls = 0
         """Stalls one soon after the other."""
+        self.copies = 0
+        """Of its packets, of which the direct one came too, while we sent none."""
+        self.uncopied = 0
+        """Its packets that came directly, since the last one by relay."""
+        self.uncopied_at = -1e9
+        """When it was last seen to send without copies."""
+        self.is_heard = False
+        """It has sent without copies since the path was taken: it hears us there."""
+        self.unheard_at = -1e9
+        self.pleas = 0
+        """Pings of the peer by the path in use, one soon after the other."""
+        self.plea_at = -1e9
+        self.asked_at = -1e9
+        """When we last tried to make the peer, which had fallen silent, send by relay."""
+        self.got_at = -1e9
+        """When data first came by relay since."""
         self.sent_at = -1e9
+        self.first_sent_at = -1e9
+        """When data was first sent by the path in use."""
         self.silence_at = -1e9
         self.live_until = -1e9
         self.tick_until = -1e9
@@ -256,6 +274,7 @@ class PathBody:
         self.miss = 0
         self.evidence_at = evidence_at
         self.installed_at = self.now
+        self.is_heard, self.copies, self.uncopied = False, 0, 0
         self.hedges = {Hedge.INSTALL}
         self.retries = 0
         self.timers[Event.HEARTBEAT] = self.now + self.jitter(self.tuning.heartbeat_s, 0.1)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from meshnode.base.addr import Endpoint
 from meshnode.core.path_body import PROBED_AT_ONCE, SILENCE_MIN_S, PathBody, Probe
-from meshnode.core.path_carry import on_carried, on_hedge_over, on_stall_over, on_wg_stall
+from meshnode.core.path_carry import on_carried, on_hedge_over, on_sent, on_stall_over, on_wg_stall
 from meshnode.core.path_size import SILENT_WATCH_S, SIZING, doubt_size, on_size_pong, on_size_timer, watch_wire
 from meshnode.core.path_timers import (
     count_miss,
@@ -55,6 +55,9 @@ def _send_live(p: PathBody, wanted: bool) -> None:
 def _send_direct(p: PathBody, wanted: bool) -> None:
     p.live()
     p.sent_at = p.now
+    if p.first_sent_at < p.installed_at:
+        p.first_sent_at = p.now
+    on_sent(p)
     act = p.act
     assert act is not None
     p.timers.setdefault(Event.HEARTBEAT, p.now + p.jitter(p.tuning.heartbeat_s, 0.1))

@@ -87,6 +87,8 @@ class Hedge(StrEnum):
     MISS = "a probe was missed"
     LOSS = "probes are being lost"
     STALL = "no data comes back"
+    MISSED = "the peer was talking and fell silent"
+    UNHEARD = "the peer goes on sending copies, as one that hears nothing from us directly"
     SIZE = "the size of its packets is being probed"
 
 

@@ -112,7 +112,7 @@ class Scenario:
         a, b = (self._settle(name, site) for site, name in enumerate(("a", "b"), 1))
         world.run(0.5 + 4 * self.delay_s)
         world.introduce()
-        stage = Stage(world, a, b)
+        stage = Stage(world, a, b, self.both)
         self.began = world.now
         talks = [world.talk(a, b, each_s=self.each_s, both=self.both)]
         if self.has_full:
