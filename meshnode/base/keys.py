@@ -112,8 +112,12 @@ class _Public(_Key):
 class _Private(_Key):
     """A private key: `repr` shows its kind only; `reveal` is the one way to the bytes."""
 
-    __slots__ = ()
+    __slots__ = ("_half",)
     prefix = "privkey:"
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__(raw)
+        self._half = b""
 
     def reveal(self) -> bytes:
         """The secret bytes, for the cipher or the state file; never for a log or an error."""
@@ -124,7 +128,10 @@ class _Private(_Key):
         return self.prefix + self._raw.hex()
 
     def _public_bytes(self) -> bytes:
-        return crypto_scalarmult_base(self._raw)
+        """Computed once: a relay shows its own to every client."""
+        if not self._half:
+            self._half = crypto_scalarmult_base(self._raw)
+        return self._half
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} hidden>"

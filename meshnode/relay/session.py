@@ -124,7 +124,7 @@ class Session:
         self.ideal_node = request.headers.get("ideal-node", "")[:64]
         if protocol == "websocket":
             return self._upgrade_websocket(http, request)
-        _, rest = http.switch("DERP")
+        rest = http.rest
         greeting = self._login.create_server_key()
         self.is_fast = request.headers.get("derp-fast-start") == "1"
         if not self.is_fast:
@@ -142,7 +142,7 @@ class Session:
         key = request.headers.get("sec-websocket-key", "")
         if "derp" not in offered or not key or request.headers.get("sec-websocket-version") != "13":
             return None
-        _, rest = http.switch("websocket")
+        rest = http.rest
         self.out += (
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             f"Sec-WebSocket-Accept: {accept_of(key)}\r\nSec-WebSocket-Protocol: derp\r\n\r\n"

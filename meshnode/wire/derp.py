@@ -13,7 +13,7 @@ import json
 from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from nacl.bindings import crypto_box, crypto_box_open
+from nacl.bindings import crypto_box_afternm, crypto_box_beforenm, crypto_box_open_afternm
 from nacl.exceptions import CryptoError
 
 from meshnode.base.addr import Endpoint, from_packed
@@ -256,7 +256,7 @@ class ClientLogin:
         if is_prober:
             info["IsProber"] = True
         assert self.server is not None, "ServerKey comes first"
-        box = _seal(info, nonce, self.server, self._private)
+        box = _seal(info, nonce, _shared(self.server, self._private))
         return emit_frame(CLIENT_INFO, self._private.public().raw + nonce + box)
 
     def consume_server_info(self, payload: bytes) -> ServerInfo:
@@ -265,7 +265,7 @@ class ClientLogin:
             raise RemoteProtocolError("ServerInfo before ServerKey")
         if not _BOX_MIN <= len(payload) <= SERVER_INFO_MAX:
             raise RemoteProtocolError(f"ServerInfo of {len(payload)} bytes")
-        info = _open(payload[NONCE_LEN:], payload[:NONCE_LEN], self.server, self._private)
+        info = _open(payload[NONCE_LEN:], payload[:NONCE_LEN], _shared(self.server, self._private))
         return ServerInfo(
             _number(info, "version"),
             _number(info, "TokenBucketBytesPerSecond"),
@@ -276,10 +276,12 @@ class ClientLogin:
 class ServerLogin:
     """The relay's half: create ServerKey, consume ClientInfo, create ServerInfo."""
 
-    __slots__ = ("_private", "client")
+    __slots__ = ("_box_key", "_private", "client")
 
     def __init__(self, private: NodePrivate) -> None:
         self._private = private
+        self._box_key = b""
+        """With the client, once its ClientInfo was opened."""
         self.client: NodePublic | None = None
         """Who logged in: the box proves it."""
 
@@ -293,11 +295,12 @@ class ServerLogin:
             raise RemoteProtocolError(f"ClientInfo of {len(payload)} bytes")
         client = NodePublic(payload[:KEY_LEN])
         nonce = payload[KEY_LEN : KEY_LEN + NONCE_LEN]
-        info = _open(payload[KEY_LEN + NONCE_LEN :], nonce, client, self._private)
+        shared = _shared(client, self._private)
+        info = _open(payload[KEY_LEN + NONCE_LEN :], nonce, shared)
         mesh_key = info.get("meshKey", "")
         if not isinstance(mesh_key, str) or (mesh_key and not _is_mesh_key(mesh_key)):
             raise RemoteProtocolError("ClientInfo: meshKey is not 64 hex digits")
-        self.client = client
+        self.client, self._box_key = client, shared
         app = info.get("AppName", "")
         return ClientInfo(
             _number(info, "version"),
@@ -313,7 +316,8 @@ class ServerLogin:
         if rate_bytes_per_s:
             info |= {"TokenBucketBytesPerSecond": rate_bytes_per_s, "TokenBucketBytesBurst": rate_burst_bytes}
         assert self.client is not None, "ClientInfo comes first"
-        return emit_frame(SERVER_INFO, nonce + _seal(info, nonce, self.client, self._private))
+        shared = self._box_key or _shared(self.client, self._private)
+        return emit_frame(SERVER_INFO, nonce + _seal(info, nonce, shared))
 
 
 def _is_mesh_key(text: str) -> bool:
@@ -327,17 +331,21 @@ def _number(info: dict[str, Any], name: str) -> int:
     return value
 
 
-def _seal(info: dict[str, Any], nonce: bytes, theirs: NodePublic, ours: NodePrivate) -> bytes:
-    text = json.dumps(info, separators=(",", ":")).encode()
+def _shared(theirs: NodePublic, ours: NodePrivate) -> bytes:
+    """The key of the boxes between two ends: the login's one costly step."""
     try:
-        return crypto_box(text, nonce, theirs.raw, ours.reveal())
+        return crypto_box_beforenm(theirs.raw, ours.reveal())
     except (CryptoError, RuntimeError):
         raise RemoteProtocolError("relay login: a key of low order") from None
 
 
-def _open(box: bytes, nonce: bytes, theirs: NodePublic, ours: NodePrivate) -> dict[str, Any]:
+def _seal(info: dict[str, Any], nonce: bytes, shared: bytes) -> bytes:
+    return crypto_box_afternm(json.dumps(info, separators=(",", ":")).encode(), nonce, shared)
+
+
+def _open(box: bytes, nonce: bytes, shared: bytes) -> dict[str, Any]:
     try:
-        text = crypto_box_open(box, nonce, theirs.raw, ours.reveal())
+        text = crypto_box_open_afternm(box, nonce, shared)
     except (CryptoError, RuntimeError):
         raise RemoteProtocolError("relay login: the box does not open; it was made for another key") from None
     try:

@@ -212,6 +212,11 @@ class ServerHttp(_Half):
         return out, self._http.trailing_data[0]
 
     @property
+    def rest(self) -> bytes:
+        """What came behind a request that asks for another protocol, where its owner writes the 101 and goes on."""
+        return bytes(self._http.trailing_data[0])
+
+    @property
     def is_reusable(self) -> bool:
         """Whether the client may send another request on this connection."""
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
