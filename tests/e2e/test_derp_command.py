@@ -94,11 +94,7 @@ def test_a_verifier_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> No
     with relay(tmp_path, "--plain", "--verify-url", "http://127.0.0.1:1/verify") as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline().startswith("ready ")
-        said = ""
-        while "nobody can be asked" not in said:
-            said = process.stderr.readline()
-            assert said, "it ended"
-        assert "127.0.0.1:1" in said, "who was asked"
+        assert "127.0.0.1:1" in until_said(process, "nobody can be asked"), "who was asked"
 
 
 class NotFound(BaseHTTPRequestHandler):
@@ -132,10 +128,17 @@ def until_shown(port: int, certificate: bytes) -> None:
         time.sleep(0.05)
 
 
-def until_said(process: subprocess.Popen[str], words: str) -> None:
+def until_said(process: subprocess.Popen[str], words: str) -> str:
+    """The line of its log with these words; whoever does not say them within three LIMIT_S is ended."""
     assert process.stderr is not None
-    while words not in (line := process.stderr.readline()):
-        assert line, f"it ended without a word of {words!r}"
+    end = threading.Timer(3 * LIMIT_S, process.kill)
+    end.start()
+    try:
+        while words not in (line := process.stderr.readline()):
+            assert line, f"it ended, or was ended, without a word of {words!r}"
+    finally:
+        end.cancel()
+    return line
 
 
 @pytest.mark.parametrize("by_hangup", [True, False])
